@@ -1,0 +1,54 @@
+"""What every algorithm is: a pair of pure functions over one state pytree."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from safemeta.core import CMDP, Tasks, World
+
+Metrics = dict[str, Array]  # name -> scalar
+
+
+class Adaptation(eqx.Module):
+    """A meta-learner's policies 0..K on new tasks, with the evidence that it had while it adapted.
+
+    `policies` is a policy whose array leaves are `[K + 1, tasks, ...]`; policy 0 is the meta-policy. `estimated_return` and
+    `estimated_costs` come from the data that adapted the policy: judge on fresh episodes instead.
+    """
+
+    policies: Any
+    estimated_return: Float[Array, "K+1 tasks"]
+    estimated_costs: Float[Array, "K+1 tasks costs"]
+    multipliers: Float[Array, "K tasks costs"]
+    kl: Float[Array, "K tasks"]
+    outcome: Int[Array, "K tasks"]  # index into `outcome_names`
+    outcome_names: tuple[str, ...] = eqx.field(static=True, default=())
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """`config` is a frozen dataclass; a state is one pytree of arrays, saved and restored whole.
+
+    `iterate` is pure: the same state, world and key give the same result. `steps_per_iteration` counts
+    environment steps.
+    """
+
+    config: Any
+
+    def init(self, key: PRNGKeyArray, cmdp: CMDP) -> Any: ...
+
+    def iterate(self, state: Any, world: World, key: PRNGKeyArray) -> tuple[Any, Metrics]: ...
+
+    def policy(self, state: Any) -> Any:
+        """The policy to act with (for a meta-learner: the meta-policy)."""
+        ...
+
+    def steps_per_iteration(self, cmdp: CMDP) -> int: ...
+
+
+@runtime_checkable
+class MetaAlgorithm(Algorithm, Protocol):
+    """An algorithm that can adapt to unseen tasks."""
+
+    def adapt(self, state: Any, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation: ...
