@@ -74,10 +74,18 @@ class World(Protocol):
 
     With `per_task=True` the array leaves of `policy` carry a leading task axis, one policy per task.
     Rows are (task, episode): leaves of a trajectory are `[tasks, episodes, time, ...]`.
+
+    A world may also offer `corners() -> Tasks`: the extreme tasks of its training distribution, the hardest to be
+    safe on first. They are rare in random batches, and a meta-policy that never sees them is unsafe there.
     """
 
-    cmdp: CMDP
-    functional: bool  # True: every method may be called inside jit
+    @property
+    def cmdp(self) -> CMDP: ...
+
+    @property
+    def functional(self) -> bool:
+        """Whether every method may be called inside jit, the world itself being a static argument."""
+        ...
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks: ...
 

@@ -1,0 +1,9 @@
+"""Training, adaptation and evaluation, and the folders that they leave behind."""
+
+from safemeta.experiment.adapt import adapt
+from safemeta.experiment.evaluate import evaluate
+from safemeta.experiment.plots import plot
+from safemeta.experiment.run import Run, load
+from safemeta.experiment.train import train
+
+__all__ = ["Run", "adapt", "evaluate", "load", "plot", "train"]

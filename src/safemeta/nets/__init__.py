@@ -1,0 +1,18 @@
+"""Policies and critics (Equinox modules)."""
+
+from safemeta.nets.critic import Critic
+from safemeta.nets.distribution import DiagonalGaussian
+from safemeta.nets.linear_critic import LinearCritic
+from safemeta.nets.mlp import MLP
+from safemeta.nets.policy import GaussianPolicy, PolicyNetwork, parameters, with_parameters
+
+__all__ = [
+    "MLP",
+    "Critic",
+    "DiagonalGaussian",
+    "GaussianPolicy",
+    "LinearCritic",
+    "PolicyNetwork",
+    "parameters",
+    "with_parameters",
+]

@@ -1,0 +1,93 @@
+"""The algorithms by name; importable without JAX, so that help and listings answer at once."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT = "dual"
+FALLBACK_ITERATIONS: Mapping[str, int] = {"smoke": 2, "default": 100, "paper": 300}
+
+
+@dataclass(frozen=True)
+class AlgorithmModule:
+    """What a loaded algorithm's module offers: its `Config`, its `Algorithm(config)`, presets and budgets."""
+
+    name: str
+    meta: bool
+    config: type
+    algorithm: type
+    presets: Mapping[str, Any] = field(default_factory=dict)  # name -> Config
+    iterations: Mapping[str, int] = field(default_factory=lambda: dict(FALLBACK_ITERATIONS))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line about an algorithm, and where its code is."""
+
+    name: str
+    description: str
+    module: str
+    meta: bool = False  # it can adapt to unseen tasks
+    config: str = "Config"
+    algorithm: str = "Algorithm"
+
+    def load(self) -> AlgorithmModule:
+        """Import the module (and JAX with it)."""
+        module = importlib.import_module(self.module)
+        return AlgorithmModule(
+            name=self.name,
+            meta=self.meta,
+            config=getattr(module, self.config),
+            algorithm=getattr(module, self.algorithm),
+            presets=dict(getattr(module, "PRESETS", {})),
+            iterations={**FALLBACK_ITERATIONS, **getattr(module, "ITERATIONS", {})},
+        )
+
+
+ALGORITHMS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "dual",
+            "safe meta-RL by the dual method: a meta-policy that adapts to new tasks and keeps the limits meanwhile",
+            "safemeta.algorithms.dual",
+            meta=True,
+        ),
+        Entry(
+            "cpo",
+            "constrained policy optimisation: one policy for the family, each step within a trust region and the limit",
+            "safemeta.algorithms.cpo",
+        ),
+        Entry(
+            "trpo",
+            "trust-region policy optimisation: one policy for the family, costs ignored (the unsafe reference)",
+            "safemeta.algorithms.trpo",
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """The algorithms' names."""
+    return list(ALGORITHMS)
+
+
+def describe() -> dict[str, str]:
+    """Name -> one line."""
+    return {name: entry.description for name, entry in ALGORITHMS.items()}
+
+
+def get(name: str) -> Entry:
+    """The entry called `name`; `ValueError` with one sentence if there is none."""
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    match = difflib.get_close_matches(name.lower(), ALGORITHMS, n=1, cutoff=0.5)
+    hint = f" Did you mean '{match[0]}'?" if match else ""
+    raise ValueError(f"Unknown algorithm '{name}'.{hint} Algorithms: {', '.join(ALGORITHMS)}.")
+
+
+def load(name: str) -> AlgorithmModule:
+    """The module of the algorithm called `name`."""
+    return get(name).load()

@@ -1,0 +1,105 @@
+"""Importance-weighted predictions of what a change of policy does, and the Fisher metric, on one task's samples."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from safemeta.algorithms.estimation import Advantages
+from safemeta.core import CMDP, Trajectory
+from safemeta.nets import DiagonalGaussian, GaussianPolicy
+
+Vector = Float[Array, " parameters"]
+StateWeighting = Literal["uniform", "discounted"]
+
+
+class Samples(eqx.Module):
+    """One task's episodes with everything that an update needs. Leaves are `[episodes, time, ...]`."""
+
+    observation: Float[Array, "*batch time observation"]
+    action: Float[Array, "*batch time action"]
+    log_prob: Float[Array, "*batch time"]  # under the policy that acted
+    advantage: Float[Array, "*batch time"]
+    cost_advantages: Float[Array, "*batch time costs"]  # centred under the weights of their limit
+    reward_weight: Float[Array, "*batch time"]  # sums to one over all rows
+    cost_weight: Float[Array, "*batch time"]  # sums over one row to what the limit sums
+    valid: Bool[Array, "*batch time"]
+
+
+def make_samples(
+    trajectory: Trajectory, advantages: Advantages, cmdp: CMDP, reward_weighting: StateWeighting = "uniform"
+) -> Samples:
+    """Samples of one task, weighted so that the surrogates are in the units of the problem.
+
+    By the performance-difference lemma a change of policy changes a *discounted* cost by
+    `E[sum_t discount^t A_c(s_t, a_t)]` under the new policy: the weights `discount^t` belong there and are kept, since a
+    limit is a promise. For the reward, whose scale is free, uniform weights use the whole episode.
+    """
+    valid = trajectory.valid
+    cost_weight = jnp.broadcast_to(cmdp.cost_weights(trajectory.reward.dtype), valid.shape) * valid
+    discounting = cmdp.discount ** jnp.arange(cmdp.horizon, dtype=trajectory.reward.dtype)
+    reward_weight = valid * (discounting if reward_weighting == "discounted" else 1.0)
+    reward_weight = reward_weight / jnp.sum(reward_weight)
+    centre = jnp.sum(cost_weight[..., None] * advantages.costs, axis=(-3, -2)) / jnp.sum(cost_weight)
+    return Samples(
+        trajectory.observation,
+        trajectory.action,
+        trajectory.log_prob,
+        advantages.reward - jnp.sum(reward_weight * advantages.reward),
+        advantages.costs - centre,
+        reward_weight,
+        cost_weight,
+        valid,
+    )
+
+
+class Surrogate(eqx.Module):
+    """Predicted effect of a new policy on one task, relative to the one that acted.
+
+    `reward` is `E[A]` (per step, weighted as the samples say), `costs` the change of each limited quantity, `kl` the mean
+    `KL(new || old)` over visited states: the order of the dual-method paper.
+    """
+
+    reward: Float[Array, ""]
+    costs: Float[Array, " costs"]
+    kl: Float[Array, ""]
+
+
+def surrogate(policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples) -> Surrogate:
+    """First-order predictions with importance weights `pi_new / pi_old` on the samples.
+
+    Costs are means over episodes of `sum_t w_t (ratio_t - 1) A_c,t`, which is zero for the old policy.
+    """
+    new = policy(samples.observation)
+    ratio = jnp.exp(new.log_prob(samples.action) - samples.log_prob)
+    reward = jnp.sum(samples.reward_weight * (ratio - 1) * samples.advantage)
+    weighted = (samples.cost_weight * (ratio - 1))[..., None] * samples.cost_advantages
+    costs = jnp.sum(weighted, axis=-2).mean(axis=0)
+    kl = jnp.sum(new.kl(old) * samples.valid) / jnp.sum(samples.valid)
+    return Surrogate(reward, costs, kl)
+
+
+def fisher_metric(
+    distribution: Callable[[Vector], DiagonalGaussian], at: Vector, weight: Float[Array, "*batch"]
+) -> Callable[[Vector], Vector]:
+    """`v -> F v`, the Fisher information of a Gaussian policy in Gauss-Newton form, `J' M J v`.
+
+    `J` maps parameters to (mean, log_std); `M` is diagonal: `1 / std^2` for means, 2 for log standard deviations.
+    `weight` (sums to one) is the state distribution. One forward- and one reverse-mode product, no second derivatives.
+    """
+    here, forward = jax.linearize(lambda x: _moments(distribution(x)), at)
+    backward = jax.linear_transpose(forward, at)
+    precision = weight[..., None] * jnp.exp(-2 * here[1])
+
+    def metric(v: Vector) -> Vector:
+        mean, log_std = forward(v)
+        return backward((precision * mean, 2 * weight[..., None] * log_std))[0]
+
+    return metric
+
+
+def _moments(distribution: DiagonalGaussian) -> tuple[Array, Array]:
+    return distribution.mean, jnp.broadcast_to(distribution.log_std, distribution.mean.shape)

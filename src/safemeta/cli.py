@@ -1,0 +1,345 @@
+"""The command line. JAX is imported only once a command is known to need it.
+
+Every way to fail ends as one sentence on standard error: exit code 2 for wrong usage, 1 for what went wrong later,
+130 and 143 for Ctrl-C and SIGTERM.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
+
+HELP = """safemeta: safe reinforcement learning that learns to adapt
+
+usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on point-circle, then adapt it
+       safemeta adapt RUN [options]           adapt a meta-policy to unseen tasks; is every policy on the way safe?
+       safemeta evaluate RUN [options]        measure a policy on unseen tasks
+       safemeta plot RUN... [options]         draw training curves, of several runs with intervals
+       safemeta list [--json]                 algorithms and tasks
+
+       safemeta COMMAND --help                a command's options
+       safemeta train ALGORITHM --help        with the algorithm's own options
+       safemeta --version
+"""
+DEBUG = "SAFEMETA_DEBUG"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Options of `safemeta train`."""
+
+    task: str = "point-circle"
+    """Task family to train on; `safemeta list` shows them."""
+    preset: str | None = None
+    """Named settings of the algorithm, such as its paper's."""
+    budget: Literal["default", "smoke", "paper"] = "default"
+    """How long to train: minutes, seconds (only to see that it runs), or as long as the paper."""
+    iterations: int | None = None
+    """Number of iterations, instead of the budget's."""
+    seed: int = 0
+    """Seed of everything random."""
+    limit: float | None = None
+    """Cost limit, instead of the task family's own."""
+    limit_on: Literal["discounted", "undiscounted", "per_step"] | None = None
+    """What the limit bounds: the discounted or undiscounted sum of an episode's costs, or the mean cost of a step."""
+    horizon: int | None = None
+    """Steps of an episode, instead of the task family's own."""
+    out: str | None = None
+    """Folder of the run; new or empty. By default runs/ALGORITHM-TASK-sSEED."""
+    resume: str | None = None
+    """Continue the run in this folder from its last checkpoint, bit for bit."""
+    config: str | None = None
+    """Repeat the run that this config.json describes; options override it."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+    adapt: bool = True
+    """Go on to adapt to unseen tasks when training is done (meta-algorithms only)."""
+    quiet: bool = False
+    """Show nothing but warnings and errors."""
+    json: bool = False
+    """One JSON object per iteration on standard output, the last one the summary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `safemeta evaluate`."""
+
+    tasks: int = 20
+    """Number of unseen tasks."""
+    episodes: int = 50
+    """Fresh episodes per task and policy."""
+    split: str = "test"
+    """Which tasks: train, validation or test."""
+    seed: int = 0
+    """Seed of the tasks and episodes."""
+    limit: float | None = None
+    """Cost limit, instead of the tasks' own."""
+    checkpoint: Literal["auto", "best", "last"] = "auto"
+    """Which state: the best if the algorithm names one, else the last."""
+    quiet: bool = False
+    """Show nothing but warnings and errors."""
+    json: bool = False
+    """The report as one JSON object on standard output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptOptions(EvaluateOptions):
+    """Options of `safemeta adapt`."""
+
+    steps: int = 20
+    """Adaptation steps on each task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Options of `safemeta plot`."""
+
+    out: str | None = None
+    """File to draw into (png, pdf or svg). By default plots/training.png in the (first) run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """Options of `safemeta list`."""
+
+    json: bool = False
+    """As one JSON object on standard output."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; nothing is raised."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminated) if in_main_thread else None
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as problem:  # help was shown
+        return problem.code if isinstance(problem.code, int) else 0
+    except KeyboardInterrupt:
+        return _complain("Stopped.", 130)
+    except BrokenPipeError:
+        # Whoever read our output has closed it; without this, Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as problem:
+        return _complain(*_sentence(problem))
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    commands = {"train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if arguments[0] == "--version":
+        import safemeta
+
+        print(f"safemeta {safemeta.__version__}")
+        return
+    if arguments[0] not in commands:
+        raise unknown("command", arguments[0], commands)
+    commands[arguments[0]](arguments[1:])
+
+
+def _train(arguments: list[str]) -> None:
+    from safemeta.experiment.arguments import HELP as HELP_FLAGS
+    from safemeta.experiment.arguments import parse, peek
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    general_help = name is None and any(flag in arguments for flag in HELP_FLAGS)
+    parts: dict[str, Any] = {"run": TrainOptions()}
+    description = "Train an algorithm. `safemeta train ALGORITHM --help` shows the algorithm's own options as well."
+    if peek(arguments, "resume") is None and not general_help:
+        name = name or _algorithm_in(peek(arguments, "config"))
+        parts["algorithm"], description = _options_of(name, peek(arguments, "preset"))
+    parsed = parse(arguments, parts, program="safemeta train", description=description)
+    if parsed.words:
+        raise UserError(
+            f"Unexpected '{parsed.words[0]}'; the algorithm comes first: safemeta train ALGORITHM [options]."
+        )
+    run: TrainOptions = parsed.parts[0]
+    given = {field: getattr(run, field) for field in parsed.given[0] - {"adapt", "quiet", "json"}}
+    if len(parts) > 1:
+        given |= {field: getattr(parsed.parts[1], field) for field in parsed.given[1]}
+    _train_and_adapt(name, given, run)
+
+
+def _train_and_adapt(name: str | None, given: dict[str, Any], options: TrainOptions) -> None:
+    """The main job: train, then adapt, and end with a table and a picture."""
+    from safemeta.experiment import progress
+    from safemeta.experiment.plots import plot
+    from safemeta.experiment.train import train
+
+    reporter = progress.choose(options.quiet, options.json)
+    run = train(name, reporter=reporter, **given)
+    last = run.metrics()[-1:]
+    summary: dict[str, Any] = {"run": str(run.folder), "iterations": run.iteration, "metrics": last[0] if last else {}}
+    reporter.note(f"Trained {run.name}: {run.iteration} iterations, saved in {run.folder}")
+    if last:
+        reporter.note(f"Training curves: {plot(run)}")
+    if run.is_meta and options.adapt:
+        summary["adaptation"] = _adapt_after_training(run.folder, run.config.budget, options, reporter)
+    reporter.summary(summary)
+
+
+def _adapt_after_training(folder: Path, budget: str, options: TrainOptions, reporter: Any) -> dict[str, Any]:
+    """The second half of the main job; if it is stopped, the trained run stays usable."""
+    from safemeta.experiment.adapt import adapt
+
+    small: dict[str, Any] = {"tasks": 4, "steps": 2, "episodes": 5} if budget == "smoke" else {}
+    try:
+        report = adapt(folder, reporter=reporter, **small)
+    except (KeyboardInterrupt, Interrupted) as problem:
+        code = problem.exit_code if isinstance(problem, Interrupted) else 130
+        raise Interrupted(f"Stopped; training is complete. Adapt with: safemeta adapt {folder}", code) from problem
+    _show_adaptation(report, options.quiet or options.json, reporter)
+    return report.to_json()
+
+
+def _adapt(arguments: list[str]) -> None:
+    from safemeta.experiment import progress
+    from safemeta.experiment.adapt import adapt, check_settings
+
+    folder, options = _one_run(arguments, AdaptOptions(), "adapt", "Adapt a trained meta-policy to unseen tasks.")
+    check_settings(options.tasks, options.steps, options.episodes)
+    reporter = progress.choose(options.quiet, options.json)
+    _use_cache(reporter)
+    report = adapt(folder, reporter=reporter, **_settings(options))
+    _show_adaptation(report, options.quiet or options.json, reporter)
+    if options.json:
+        print(json.dumps(report.to_json()))
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from safemeta.experiment import progress
+    from safemeta.experiment.evaluate import evaluate
+    from safemeta.experiment.tables import evaluation_table, show
+
+    folder, options = _one_run(arguments, EvaluateOptions(), "evaluate", "Measure a trained policy on unseen tasks.")
+    _use_cache(progress.choose(options.quiet, options.json))
+    report = evaluate(folder, **_settings(options))
+    if options.json:
+        print(json.dumps(report.to_json()))
+    elif not options.quiet:
+        show(evaluation_table(report))
+
+
+def _plot(arguments: list[str]) -> None:
+    from safemeta.experiment.arguments import parse
+    from safemeta.experiment.plots import plot
+
+    parsed = parse(arguments, {"plot": PlotOptions()}, program="safemeta plot RUN...", description="Training curves.")
+    if not parsed.words:
+        raise UserError("Name at least one run: safemeta plot RUN...")
+    print(plot(*parsed.words, out=parsed.parts[0].out))
+
+
+def _list(arguments: list[str]) -> None:
+    from safemeta.algorithms import registry as algorithms
+    from safemeta.experiment.arguments import parse
+    from safemeta.tasks import registry as tasks
+
+    parsed = parse(arguments, {"list": ListOptions()}, program="safemeta list", description="What there is.")
+    if parsed.words:
+        raise UserError(f"Unexpected '{parsed.words[0]}'; safemeta list takes only --json.")
+    lists: dict[str, list[dict[str, str]]] = {
+        "algorithms": [{"name": name, "description": line} for name, line in algorithms.describe().items()],
+        "tasks": [{"name": name, "description": tasks.FAMILIES[name].description} for name in tasks.names()],
+        "papers": [],
+    }
+    if parsed.parts[0].json:
+        print(json.dumps(lists))
+        return
+    for title, entries in lists.items():
+        if entries:
+            width = max(len(entry["name"]) for entry in entries)
+            print(f"{title}:")
+            print("".join(f"  {entry['name']:<{width}}  {entry['description']}\n" for entry in entries))
+
+
+def _one_run(arguments: list[str], options: Any, command: str, description: str) -> tuple[Path, Any]:
+    """The one run that a command is about, and its options."""
+    from safemeta.experiment.arguments import parse
+
+    parsed = parse(arguments, {command: options}, program=f"safemeta {command} RUN", description=description)
+    if len(parsed.words) != 1:
+        problem = f"{len(parsed.words)} were given" if parsed.words else "none was given"
+        raise UserError(f"safemeta {command} needs one run, such as runs/dual-point-circle-s0, but {problem}.")
+    return Path(parsed.words[0]), parsed.parts[0]
+
+
+def _options_of(name: str, preset: str | None) -> tuple[Any, str]:
+    """The algorithm's options (JAX is imported here, after the name is known to be right), and its description."""
+    from safemeta.algorithms import registry
+    from safemeta.experiment.train import default_options
+
+    try:
+        entry = registry.get(name)
+    except ValueError as problem:
+        raise from_value_error(problem) from problem
+    return default_options(entry.load(), preset), f"{entry.name}: {entry.description}."
+
+
+def _algorithm_in(config: str | None) -> str:
+    """The algorithm that a config.json names, else the default one."""
+    from safemeta.algorithms import registry
+    from safemeta.experiment.run import read_config_file
+
+    return read_config_file(Path(config)).algorithm if config else registry.DEFAULT
+
+
+def _settings(options: EvaluateOptions) -> dict[str, Any]:
+    return {key: value for key, value in vars(options).items() if key not in ("quiet", "json")}
+
+
+def _show_adaptation(report: Any, hidden: bool, reporter: Any) -> None:
+    from safemeta.experiment.tables import adaptation_table, show
+
+    if not hidden:
+        show(adaptation_table(report))
+    reporter.note(f"Picture: {report.picture}")
+
+
+def _use_cache(reporter: Any) -> None:
+    from safemeta.experiment.compilation import enable_cache
+
+    warning = enable_cache()
+    if warning:
+        reporter.warn(warning)
+
+
+def _sentence(problem: Exception) -> tuple[str, int]:
+    """One sentence and an exit code for any exception."""
+    if isinstance(problem, UserError):
+        return str(problem), problem.exit_code
+    if isinstance(problem, OSError):
+        return str(writing_failed(problem, problem.filename or "the output")), 1
+    reason = " ".join(str(problem).split())
+    reason = reason if len(reason) <= 300 else reason[:297] + "..."
+    notes = " ".join(getattr(problem, "__notes__", []))
+    shown = f"Unexpected {type(problem).__name__}: {reason or 'no reason given'}"
+    return f"{shown.rstrip('.')}. {notes} ({DEBUG}=1 shows where it happened.)".replace(".  (", ". ("), 1
+
+
+def _complain(sentence: str, code: int) -> int:
+    if os.environ.get(DEBUG) == "1" and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    print(f"safemeta: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise Interrupted("Stopped by SIGTERM.", exit_code=128 + number)

@@ -1,0 +1,216 @@
+"""Adaptation to unseen tasks, and its judgement: was every policy that was used on the way safe?
+
+Policies are judged on fresh episodes, never on those that chose them.
+"""
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safemeta.experiment.config import check_count
+from safemeta.experiment.errors import UserError, from_value_error, writing_failed
+from safemeta.experiment.evaluate import (
+    ADAPT_STREAM,
+    MEASURE_STREAM,
+    SAMPLE_STREAM,
+    Interval,
+    LargestCost,
+    check_finite,
+    draw_tasks,
+    interval,
+    largest_costs,
+)
+from safemeta.experiment.files import write_atomically, write_json
+from safemeta.experiment.progress import Quiet
+from safemeta.experiment.run import Run, load
+from safemeta.experiment.statistics import bootstrap_columns
+
+FILE, ARRAYS, PICTURE = "adaptation.json", "adaptation.npz", "adaptation.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationReport:
+    """What adaptation gained and what it cost, on fresh episodes.
+
+    Returns are means over tasks with bootstrap intervals over tasks; policy 0 is the meta-policy.
+    `costs` and `returns` hold the means of every policy: `[steps + 1, tasks]` and `[steps + 1, tasks, costs]`.
+    """
+
+    tasks: int
+    steps: int
+    episodes: int
+    split: str
+    seed: int
+    limit_on: str
+    return_by_step: tuple[Interval, ...]
+    largest_cost: tuple[LargestCost, ...]
+    outcomes: dict[str, int]
+    returns: np.ndarray
+    costs: np.ndarray
+    limits: np.ndarray
+    picture: Path | None = None
+
+    @property
+    def before(self) -> Interval:
+        return self.return_by_step[0]
+
+    @property
+    def after_one(self) -> Interval:
+        return self.return_by_step[1]
+
+    @property
+    def after(self) -> Interval:
+        return self.return_by_step[-1]
+
+    @property
+    def safe(self) -> bool:
+        """Whether no policy's mean cost is above its limit."""
+        return all(cost.above_limit == 0 for cost in self.largest_cost)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        content = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("returns", "costs", "limits", "picture")
+        }
+        content["return_by_step"] = [dataclasses.asdict(each) for each in self.return_by_step]
+        content["largest_cost"] = [dataclasses.asdict(each) for each in self.largest_cost]
+        shown = {"before": self.before, "after_1": self.after_one, f"after_{self.steps}": self.after}
+        content["return"] = {name: dataclasses.asdict(each) for name, each in shown.items()}
+        return content
+
+
+def adapt(
+    run: Run | Path | str,
+    *,
+    tasks: int = 20,
+    steps: int = 20,
+    episodes: int = 50,
+    split: str = "test",
+    seed: int = 0,
+    limit: float | None = None,
+    checkpoint: str = "auto",
+    reporter: Any = None,
+) -> AdaptationReport:
+    """Adapt the run's meta-policy to `tasks` unseen tasks for `steps` steps and judge every policy on the way.
+
+    Saves `adaptation.json`, `adaptation.npz` and `plots/adaptation.png` in the run's folder. `limit` replaces the
+    tasks' own limits, for adaptation and judgement alike. Raises `UserError`.
+    """
+    from safemeta.experiment.plots import draw_adaptation
+
+    check_settings(tasks, steps, episodes)
+    run = run if isinstance(run, Run) else load(run, checkpoint)
+    (reporter or Quiet()).note(f"Adapting the policy of iteration {run.iteration} to {tasks} unseen tasks ...")
+    report = adapt_policies(
+        run.algorithm, run.state, run.world,
+        tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, reporter=reporter,
+    )  # fmt: skip
+    try:
+        write_json(run.folder / FILE, report.to_json())
+        write_atomically(run.folder / ARRAYS, _packed(report))
+        run.plots.mkdir(exist_ok=True)
+        picture = draw_adaptation(report, run.plots / PICTURE, title=run.name, cost_names=run.world.cmdp.cost_names)
+    except OSError as problem:
+        raise writing_failed(problem, run.folder) from problem
+    return dataclasses.replace(report, picture=picture)
+
+
+def check_settings(tasks: int, steps: int, episodes: int) -> None:
+    """Raise `UserError` unless all three are sensible."""
+    check_count("tasks", tasks)
+    check_count("steps", steps)
+    check_count("episodes", episodes, least=2)
+
+
+def adapt_policies(
+    algorithm: Any,
+    state: Any,
+    world: Any,
+    *,
+    tasks: int = 20,
+    steps: int = 20,
+    episodes: int = 50,
+    split: str = "test",
+    seed: int = 0,
+    limit: float | None = None,
+    reporter: Any = None,
+) -> AdaptationReport:
+    """`adapt` without a run: any meta-algorithm, state and world; nothing is saved."""
+    import jax
+
+    if not hasattr(algorithm, "adapt"):
+        raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
+    reporter = reporter or Quiet()
+    key = jax.random.key(seed)
+    drawn = draw_tasks(world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
+    try:
+        adaptation = algorithm.adapt(state, world, drawn, jax.random.fold_in(key, ADAPT_STREAM), steps)
+    except ValueError as problem:
+        raise from_value_error(problem) from problem
+    judging = jax.random.fold_in(key, MEASURE_STREAM)
+    returns, costs = judge(adaptation.policies, world, drawn, judging, steps, episodes, reporter)
+    limits, per_task = np.asarray(drawn.limits), returns.mean(-1)
+    low, high = bootstrap_columns(per_task)
+    return AdaptationReport(
+        tasks=tasks,
+        steps=steps,
+        episodes=episodes,
+        split=split,
+        seed=seed,
+        limit_on=world.cmdp.limit_on,
+        return_by_step=tuple(map(interval, per_task.mean(-1), low, high)),
+        largest_cost=largest_costs(world.cmdp.cost_names, costs, limits),
+        outcomes=_count_outcomes(adaptation),
+        returns=per_task,
+        costs=costs.mean(2),
+        limits=limits,
+    )
+
+
+def judge(
+    policies: Any, world: Any, tasks: Any, key: Any, steps: int, episodes: int, reporter: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `[steps + 1, tasks, episodes]` and costs `[..., costs]` of all policies on fresh episodes.
+
+    Each step's policies see other episodes, so that chance does not repeat along the curve. One compiled
+    measurement serves all steps.
+    """
+    import equinox as eqx
+    import jax
+
+    def measure(policy: Any, tasks: Any, key: Any) -> Any:
+        return world.measure(policy, tasks, key, episodes, per_task=True)
+
+    if world.functional:
+        measure = eqx.filter_jit(measure)
+    returns, costs = [], []
+    reporter.begin("Judging on fresh episodes", steps + 1)
+    try:
+        for step in range(steps + 1):
+            policy = jax.tree.map(lambda leaf, step=step: leaf[step] if eqx.is_array(leaf) else leaf, policies)
+            performance = jax.device_get(measure(policy, tasks, jax.random.fold_in(key, step)))
+            returns.append(performance.episode_return)
+            costs.append(performance.costs)
+            reporter.advance(step + 1, {})
+    finally:
+        reporter.end()
+    check_finite(np.stack(returns), np.stack(costs))
+    return np.stack(returns).astype(float), np.stack(costs).astype(float)
+
+
+def _count_outcomes(adaptation: Any) -> dict[str, int]:
+    """How often each outcome of an adaptation step occurred."""
+    outcome = np.asarray(adaptation.outcome).ravel()
+    return {name: int((outcome == index).sum()) for index, name in enumerate(adaptation.outcome_names)}
+
+
+def _packed(report: AdaptationReport) -> bytes:
+    """The arrays as an npz without pickled objects."""
+    buffer = io.BytesIO()
+    np.savez(buffer, returns=report.returns, costs=report.costs, limits=report.limits)
+    return buffer.getvalue()

@@ -1,0 +1,198 @@
+"""`config.json`: everything needed to run again, and its way to and from dataclasses."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from safemeta.experiment.errors import UserError, from_value_error, unknown
+
+FORMAT = 1
+LimitUnit = Literal["discounted", "undiscounted", "per_step"]
+LIMIT_UNITS: tuple[LimitUnit, ...] = typing.get_args(LimitUnit)
+BUDGETS = ("default", "smoke", "paper")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """A task family by name, and what was changed about it (None: the family's own)."""
+
+    name: str
+    limit: float | None = None
+    limit_on: LimitUnit | None = None
+    horizon: int | None = None
+
+    def validate(self) -> None:
+        """Raise `UserError` if a number makes no sense."""
+        if self.limit is not None:
+            check_positive("limit", self.limit)
+        if self.horizon is not None:
+            check_count("horizon", self.horizon)
+        if self.limit_on is not None and self.limit_on not in LIMIT_UNITS:
+            raise unknown("unit of the limit", self.limit_on, LIMIT_UNITS)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What a run is: algorithm and options, task, seed and length."""
+
+    algorithm: str
+    options: Any  # the algorithm's own frozen Config
+    task: TaskConfig
+    seed: int
+    iterations: int
+    budget: str = "default"
+    preset: str | None = None
+    checkpoint_every: int = 10
+
+    def validate(self) -> None:
+        """Raise `UserError` if any part makes no sense."""
+        check_count("iterations", self.iterations)
+        check_count("checkpoint-every", self.checkpoint_every)
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"The seed must be a whole number from 0 to {2**32 - 1}, not {self.seed}.")
+        self.task.validate()
+        for field in dataclasses.fields(self.options):
+            value = getattr(self.options, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"The option {field.name} must be a finite number, not {value}.")
+        if hasattr(self.options, "validate"):
+            try:
+                self.options.validate()
+            except ValueError as problem:
+                raise from_value_error(problem) from problem
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        import safemeta
+
+        return {
+            "format": FORMAT,
+            "safemeta": safemeta.__version__,
+            "algorithm": self.algorithm,
+            "preset": self.preset,
+            "options": dataclasses.asdict(self.options),
+            "task": dataclasses.asdict(self.task),
+            "seed": self.seed,
+            "iterations": self.iterations,
+            "budget": self.budget,
+            "checkpoint_every": self.checkpoint_every,
+        }
+
+    @staticmethod
+    def from_json(content: Any, options_type: type, where: str) -> "RunConfig":
+        """The inverse of `to_json`; `where` names the file in error sentences."""
+        head = check_header(content, where)
+        rest = {key: value for key, value in head.items() if key not in ("format", "safemeta", "options", "task")}
+        return dataclasses.replace(
+            decode(RunConfig, {**rest, "options": None, "task": {"name": ""}}, where),
+            options=decode(options_type, head["options"], f"{where}, options"),
+            task=decode(TaskConfig, head["task"], f"{where}, task"),
+        )
+
+
+def check_header(content: Any, where: str) -> dict[str, Any]:
+    """`content` if it looks like a run's configuration, else a `UserError` with exit code 1."""
+    if not isinstance(content, dict) or "format" not in content or "algorithm" not in content:
+        raise UserError(f"{where} is not the configuration of a safemeta run.", exit_code=1)
+    if content["format"] != FORMAT:
+        raise UserError(f"{where} has format {content['format']!r}; this safemeta reads format {FORMAT}.", exit_code=1)
+    for key in ("algorithm", "options", "task", "seed", "iterations"):
+        if key not in content:
+            raise UserError(f"{where} lacks the entry '{key}'.", exit_code=1)
+    if not isinstance(content["algorithm"], str):
+        raise UserError(f"{where}: 'algorithm' must be a name.", exit_code=1)
+    return content
+
+
+def decode(cls: type, content: Any, where: str) -> Any:
+    """Build the dataclass `cls` from a JSON object, checking names and types of all entries."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} must be a JSON object, not {_shown(content)}.", exit_code=1)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in content:
+        if key not in fields:
+            problem = unknown("entry", str(key), fields)
+            raise UserError(f"{where}: {problem}", exit_code=1)
+    values = {key: _convert(hints[key], value, f"{where}: '{key}'") for key, value in content.items()}
+    try:
+        return cls(**values)
+    except TypeError as problem:
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
+        raise UserError(f"{where} lacks the entry '{', '.join(missing)}'.", exit_code=1) from problem
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type, or a `UserError`."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(typing.get_args(hint), value, where)
+    if origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        parts = typing.get_args(hint)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return tuple(_convert(parts[0], part, where) for part in value)
+        if len(parts) == len(value):
+            return tuple(_convert(part, each, where) for part, each in zip(parts, value, strict=True))
+    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else decode(hint, value, where)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where} must be {_described(hint)}, not {_shown(value)}.", exit_code=1)
+
+
+def _convert_union(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in hints:
+        return None
+    others = [hint for hint in hints if hint is not type(None)]
+    for hint in others[:-1]:
+        try:
+            return _convert(hint, value, where)
+        except UserError:
+            continue
+    return _convert(others[-1], value, where)
+
+
+def _described(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if hint in words:
+        return words[hint]
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "a list of the right length"
+    return f"a {getattr(hint, '__name__', hint)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `UserError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"The number of {name} must be a whole number of at least {least}, not {value}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise `UserError` unless `value` is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"The {name} must be a finite number above 0, not {value}.")

@@ -1,0 +1,149 @@
+"""How good and how safe a trained policy is on unseen tasks, before any adaptation."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safemeta.experiment.config import check_count
+from safemeta.experiment.errors import UserError, from_value_error
+from safemeta.experiment.files import write_json
+from safemeta.experiment.run import Run, load
+from safemeta.experiment.statistics import bootstrap, mean_interval
+
+FILE = "evaluation.json"
+SAMPLE_STREAM, MEASURE_STREAM, ADAPT_STREAM = 0, 1, 2  # what fold_in(key(seed), .) is used for
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval (None where a single value allows none)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @staticmethod
+    def over_tasks(values: Any) -> "Interval":
+        """Mean over tasks and its bootstrap interval."""
+        return interval(np.mean(values), *bootstrap(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestCost:
+    """Of one cost signal: the policy with the largest mean cost relative to its limit.
+
+    The interval is Student's t interval of that policy's mean over its episodes; it does not account for the policy
+    having been picked as the largest of many, which makes the number pessimistic.
+    """
+
+    name: str
+    cost: Interval
+    limit: float
+    task: int
+    step: int
+    policies: int
+    above_limit: int  # policies whose mean cost is above their limit
+    significantly_above: int  # ... and whose whole interval is
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationReport:
+    """The policy of a run on `tasks` unseen tasks, `episodes` episodes each."""
+
+    tasks: int
+    episodes: int
+    split: str
+    seed: int
+    limit_on: str
+    episode_return: Interval
+    largest_cost: tuple[LargestCost, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    run: Run | Path | str,
+    *,
+    tasks: int = 20,
+    episodes: int = 50,
+    split: str = "test",
+    seed: int = 0,
+    limit: float | None = None,
+    checkpoint: str = "auto",
+) -> EvaluationReport:
+    """Measure the run's policy on `tasks` tasks of `split` and save `evaluation.json` in its folder."""
+    import jax
+
+    check_count("tasks", tasks)
+    check_count("episodes", episodes, least=2)
+    run = run if isinstance(run, Run) else load(run, checkpoint)
+    key = jax.random.key(seed)
+    drawn = draw_tasks(run.world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
+    performance = run.world.measure(run.policy, drawn, jax.random.fold_in(key, MEASURE_STREAM), episodes)
+    returns, costs = np.asarray(performance.episode_return), np.asarray(performance.costs)
+    check_finite(returns, costs)
+    report = EvaluationReport(
+        tasks=tasks,
+        episodes=episodes,
+        split=split,
+        seed=seed,
+        limit_on=run.world.cmdp.limit_on,
+        episode_return=Interval.over_tasks(returns.mean(-1)),
+        largest_cost=largest_costs(run.world.cmdp.cost_names, costs[None], np.asarray(drawn.limits)),
+    )
+    write_json(run.folder / FILE, report.to_json())
+    return report
+
+
+def draw_tasks(world: Any, key: Any, count: int, split: str, limit: float | None) -> Any:
+    """Unseen tasks, with every limit replaced if one is given."""
+    import equinox as eqx
+    import jax.numpy as jnp
+
+    from safemeta.experiment.config import check_positive
+
+    if limit is not None:
+        check_positive("limit", limit)
+    try:
+        drawn = world.sample(key, count, split)
+    except ValueError as problem:
+        raise from_value_error(problem) from problem
+    if limit is None:
+        return drawn
+    return eqx.tree_at(lambda tasks: tasks.limits, drawn, jnp.full_like(drawn.limits, limit))
+
+
+def largest_costs(names: tuple[str, ...], costs: np.ndarray, limits: np.ndarray) -> tuple[LargestCost, ...]:
+    """For each cost, its worst policy: `costs` is `[steps, tasks, episodes, costs]`, `limits` `[tasks, costs]`."""
+    mean, low, high = mean_interval(costs, axis=2)
+    found = []
+    for index, name in enumerate(names):
+        excess = mean[..., index] - limits[:, index]
+        step, task = np.unravel_index(np.argmax(excess), excess.shape)
+        found.append(
+            LargestCost(
+                name=name,
+                cost=interval(mean[step, task, index], low[step, task, index], high[step, task, index]),
+                limit=float(limits[task, index]),
+                task=int(task),
+                step=int(step),
+                policies=excess.size,
+                above_limit=int((excess > 0).sum()),
+                significantly_above=int((low[..., index] > limits[:, index]).sum()),
+            )
+        )
+    return tuple(found)
+
+
+def interval(mean: Any, low: Any, high: Any) -> Interval:
+    """An `Interval` of plain floats."""
+    return Interval(float(mean), None if np.isnan(low) else float(low), None if np.isnan(high) else float(high))
+
+
+def check_finite(*arrays: np.ndarray) -> None:
+    """Raise `UserError` if a measured return or cost is NaN or infinite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UserError("The policy's returns or costs are not finite, so it cannot be judged.", exit_code=1)

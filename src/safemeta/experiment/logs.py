@@ -1,0 +1,121 @@
+"""Metrics of a run: `metrics.jsonl`, `timing.jsonl` and TensorBoard events.
+
+`metrics.jsonl` holds only what the seed determines, so that a resumed run's file equals an unbroken run's byte for
+byte; the clock's readings are kept apart in `timing.jsonl`.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+EVENTS = "tensorboard"
+
+Scalars = Mapping[str, float | int | bool]
+
+
+class RunLogs:
+    """Writers that continue after `iteration`; whatever the files hold beyond it is cut off."""
+
+    def __init__(self, folder: Path, iteration: int):
+        self.complete = cut(folder / METRICS, iteration) == iteration
+        cut(folder / TIMING, iteration)
+        self._metrics: IO[str] = _appending(folder / METRICS)
+        self._timing: IO[str] = _appending(folder / TIMING)
+        self._events = _events(folder / EVENTS, iteration)
+
+    def write(self, iteration: int, metrics: Scalars, seconds: float) -> None:
+        """Append one iteration. Metrics must be finite."""
+        self._metrics.write(json.dumps({"iteration": iteration, **metrics}, allow_nan=False) + "\n")
+        clock = {"iteration": iteration, "seconds": round(seconds, 6), "time": round(time.time(), 3)}
+        self._timing.write(json.dumps(clock) + "\n")
+        self._write_events(iteration, {**metrics, "seconds": seconds})
+
+    def sync(self) -> None:
+        """Bring everything to the disk; done before a checkpoint is written, which must never be ahead of it."""
+        for file in (self._metrics, self._timing):
+            file.flush()
+            os.fsync(file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close all files; a full disk is no reason to leave one open."""
+        for file in (self._metrics, self._timing, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _write_events(self, iteration: int, scalars: Scalars) -> None:
+        events, summaries = _messages("event"), _messages("summary")
+        values = [summaries.Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
+        summary = summaries.Summary(value=values)
+        self._events.write_event(events.Event(wall_time=time.time(), step=iteration, summary=summary))
+
+
+def _appending(path: Path) -> IO[str]:
+    """Line buffering hands every whole line to the system at once: a killed process loses none."""
+    return open(path, "a", buffering=1, encoding="utf-8")
+
+
+def cut(path: Path, iteration: int) -> int:
+    """Cut a JSON-lines file after the line of `iteration`; the number of lines that remain.
+
+    Lines are kept as long as they are whole and count 1, 2, 3, ... without a gap.
+    """
+    if not path.exists():
+        return 0
+    kept, size = 0, 0
+    with open(path, "rb") as file:
+        for line in file:
+            if kept == iteration or not line.endswith(b"\n") or _iteration_of(line) != kept + 1:
+                break
+            kept += 1
+            size += len(line)
+    if size < path.stat().st_size:
+        os.truncate(path, size)
+    return kept
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _iteration_of(line: bytes) -> Any:
+    try:
+        return json.loads(line).get("iteration")
+    except (ValueError, AttributeError):
+        return None
+
+
+def _messages(name: str) -> ModuleType:
+    """TensorBoard's protocol messages; their classes are made at run time, where no type checker sees them."""
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
+
+
+def _events(folder: Path, iteration: int) -> Any:
+    """A TensorBoard writer without a thread of its own (an error must surface here), which hides later steps."""
+    from tensorboardX.event_file_writer import EventsWriter
+
+    folder.mkdir(exist_ok=True)
+    writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{iteration}")
+    if iteration > 0:
+        events = _messages("event")
+        restart = events.SessionLog(status=events.SessionLog.SessionStatus.Value("START"))
+        writer.write_event(events.Event(wall_time=time.time(), step=iteration + 1, session_log=restart))
+    return writer

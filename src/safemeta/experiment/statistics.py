@@ -1,0 +1,102 @@
+"""Means and intervals, in NumPy.
+
+All intervals are two-sided. Aggregates over tasks or seeds use the percentile bootstrap (Efron 1979) with a fixed
+seed; the mean of one policy's episodes uses Student's t.
+"""
+
+import functools
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 10_000
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half (Agarwal et al. 2021): a quarter of the values is dropped at each end.
+
+    As in `scipy.stats.trim_mean(values, 0.25)`, the number dropped is rounded down.
+    """
+    ordered = np.sort(np.asarray(values, float).ravel())
+    dropped = int(0.25 * ordered.size)
+    return float(ordered[dropped : ordered.size - dropped].mean())
+
+
+def bootstrap(
+    values: ArrayLike, *, statistic: str = "mean", confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (or "iqm") of independent values.
+
+    One value alone gives no interval: both ends are NaN then.
+    """
+    sample = np.asarray(values, float).ravel()
+    if sample.size < 2:
+        return math.nan, math.nan
+    chosen = np.random.default_rng(seed).integers(0, sample.size, (resamples, sample.size))
+    drawn = sample[chosen]
+    if statistic == "iqm":
+        drawn.sort(axis=1)
+        dropped = int(0.25 * sample.size)
+        drawn = drawn[:, dropped : sample.size - dropped]
+    elif statistic != "mean":
+        raise ValueError(f"statistic must be 'mean' or 'iqm', not '{statistic}'")
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(drawn.mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_columns(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> tuple[NDArray, NDArray]:
+    """Bootstrap intervals of the means over the last axis of `[rows, sample]`: ends `[rows]`.
+
+    All rows share their resamples, as the rows of one table should: the same tasks are drawn for each.
+    """
+    table = np.asarray(values, float)
+    size = table.shape[-1]
+    if size < 2:
+        return np.full(table.shape[:-1], np.nan), np.full(table.shape[:-1], np.nan)
+    chosen = np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
+    # A resample's mean is a weighted mean: how often each value was drawn, over the size.
+    weights = np.stack([np.bincount(row, minlength=size) for row in chosen]) / size
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(table @ weights.T, [tail, 100 - tail], axis=-1)
+    return low, high
+
+
+def mean_interval(values: ArrayLike, axis: int = -1, confidence: float = 0.95) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean along `axis` and Student's t interval: `mean -+ t s / sqrt(n)`. A single value gives NaN ends."""
+    sample = np.asarray(values, float)
+    size = sample.shape[axis]
+    mean = sample.mean(axis)
+    if size < 2:
+        unknown = np.full_like(mean, np.nan)
+        return mean, unknown, unknown
+    half = student_quantile(0.5 + confidence / 2, size - 1) * sample.std(axis, ddof=1) / math.sqrt(size)
+    return mean, mean - half, mean + half
+
+
+@functools.lru_cache(maxsize=256)
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution for a whole number of degrees of freedom, by bisection."""
+    if not 0.5 <= probability < 1 or freedom < 1:
+        raise ValueError("the probability must lie in [0.5, 1) and the degrees of freedom be at least 1")
+    low, high = 0.0, 1.0
+    while _student_distribution(high, freedom) < probability:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_distribution(middle, freedom) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _student_distribution(t: float, freedom: int) -> float:
+    """P(T <= t) for t >= 0: the finite series of Abramowitz and Stegun, 26.7.3 (odd) and 26.7.4 (even)."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    cos = math.cos(angle)
+    odd = freedom % 2 == 1
+    term = total = (cos if freedom > 1 else 0.0) if odd else 1.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= (k - 1) / k * cos * cos
+        total += term
+    both_sides = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return 0.5 + both_sides / 2

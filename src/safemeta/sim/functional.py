@@ -1,0 +1,185 @@
+"""Environments written in pure JAX: a whole batch of episodes is one `lax.scan`, on any device, inside any jit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from safemeta.core import CMDP, Performance, Tasks, Trajectory
+
+Parameters = dict[str, Array]  # of one task: the leaves of `Tasks.parameters` without their task axis
+
+
+class Step(eqx.Module):
+    """What one control step of one row returns."""
+
+    observation: Float[Array, " observation"]
+    reward: Float[Array, ""]
+    costs: Float[Array, " costs"]
+    terminated: Bool[Array, ""]
+
+
+class FunctionalEnvironment(Protocol):
+    """The dynamics of ONE row, without batch axes. Must be hashable: it is a static argument of compiled functions.
+
+    `step` receives the policy's action as it was sampled and clips it itself. It is also called, and its result
+    thrown away, on rows that have terminated: it must not produce anything but numbers there.
+    """
+
+    def reset(
+        self, parameters: Parameters, key: PRNGKeyArray
+    ) -> tuple[PyTree[Array], Float[Array, " observation"]]: ...
+
+    def step(
+        self, parameters: Parameters, state: PyTree[Array], action: Float[Array, " action"]
+    ) -> tuple[PyTree[Array], Step]: ...
+
+
+class FunctionalFamily(Protocol):
+    """A distribution over the parameters of one environment. Must be hashable.
+
+    `sample` raises `ValueError` on an unknown split. `corners` is described at `safemeta.core.World`.
+    """
+
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks: ...
+
+    def corners(self) -> Tasks: ...
+
+
+@dataclass(frozen=True)
+class FunctionalWorld:
+    """A `safemeta.core.World` on a functional environment: hashable, and callable inside jit.
+
+    Randomness: row (task i, episode j) draws from `split(key, tasks * episodes)[i * episodes + j]`; its step t acts
+    with that key folded with t. `collect` and `measure` with the same key therefore see the same episodes.
+    """
+
+    cmdp: CMDP
+    environment: FunctionalEnvironment
+    family: FunctionalFamily
+
+    @property
+    def functional(self) -> bool:
+        """Always true: every method may be called inside jit."""
+        return True
+
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        """`count` independent tasks of a split ("train", "validation" or "test")."""
+        return self.family.sample(key, count, split)
+
+    def corners(self) -> Tasks:
+        """The extreme tasks of the training distribution, the hardest first."""
+        return self.family.corners()
+
+    def collect(
+        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
+    ) -> Trajectory:
+        """`episodes` episodes of each task: leaves are `[tasks, episodes, time, ...]`.
+
+        Actions are stored as the policy drew them, unclipped, with their log-density. After a termination the row
+        stays where it is: zero reward and costs, `valid = False`. `truncated` marks the last step of the horizon
+        of a row that did not terminate.
+        """
+        return _collect(self, policy, tasks, key, episodes, per_task)
+
+    def measure(
+        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
+    ) -> Performance:
+        """Totals of the episodes that `collect` would store with the same key: `[tasks, episodes, ...]`."""
+        return _measure(self, policy, tasks, key, episodes, per_task)
+
+
+Row = Callable[[Any, Parameters, PRNGKeyArray], Any]  # policy, parameters of the task, key of the row
+
+
+@eqx.filter_jit
+def _collect(
+    world: FunctionalWorld, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
+) -> Trajectory:
+    horizon = world.cmdp.horizon
+
+    def row(policy: Any, parameters: Parameters, key: PRNGKeyArray) -> Trajectory:
+        def advance(carry, t):
+            state, observation, alive = carry
+            action, log_prob = policy.act(observation, jax.random.fold_in(key, t))
+            following, step = _guarded_step(world.environment, parameters, state, observation, action, alive)
+            record = (
+                observation,
+                action,
+                log_prob,
+                step.reward,
+                step.costs,
+                step.terminated,
+                alive & ~step.terminated & (t == horizon - 1),
+                alive,
+            )
+            return (following, step.observation, alive & ~step.terminated), record
+
+        state, observation = world.environment.reset(parameters, jax.random.fold_in(key, horizon))
+        initial = (state, observation, jnp.asarray(True))
+        (_, last_observation, _), record = jax.lax.scan(advance, initial, jnp.arange(horizon))
+        return Trajectory(*record, last_observation)
+
+    return _over_rows(row, policy, tasks, key, episodes, per_task)
+
+
+@eqx.filter_jit
+def _measure(
+    world: FunctionalWorld, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
+) -> Performance:
+    horizon = world.cmdp.horizon
+
+    def row(policy: Any, parameters: Parameters, key: PRNGKeyArray) -> tuple[Array, Array]:
+        def advance(carry, inputs):
+            state, observation, alive, total, costs = carry
+            t, weight = inputs
+            action, _ = policy.act(observation, jax.random.fold_in(key, t))
+            following, step = _guarded_step(world.environment, parameters, state, observation, action, alive)
+            alive = alive & ~step.terminated
+            return (following, step.observation, alive, total + step.reward, costs + weight * step.costs), None
+
+        state, observation = world.environment.reset(parameters, jax.random.fold_in(key, horizon))
+        dtype = observation.dtype
+        totals = (jnp.zeros((), dtype), jnp.zeros(len(world.cmdp.cost_names), dtype))
+        initial = (state, observation, jnp.asarray(True), *totals)
+        inputs = (jnp.arange(horizon), world.cmdp.cost_weights(dtype))
+        (*_, total, costs), _ = jax.lax.scan(advance, initial, inputs)
+        return total, costs
+
+    return Performance(*_over_rows(row, policy, tasks, key, episodes, per_task))
+
+
+def _guarded_step(
+    environment: FunctionalEnvironment,
+    parameters: Parameters,
+    state: PyTree[Array],
+    observation: Float[Array, " observation"],
+    action: Float[Array, " action"],
+    alive: Bool[Array, ""],
+) -> tuple[PyTree[Array], Step]:
+    """One step, or nothing at all on a row that has terminated."""
+    following, step = environment.step(parameters, state, action)
+    nothing = Step(observation, jnp.zeros_like(step.reward), jnp.zeros_like(step.costs), jnp.asarray(False))
+    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), (following, step), (state, nothing))
+
+
+def _over_rows(row: Row, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool) -> Any:
+    """`row` on every (task, episode): leaves `[tasks, episodes, ...]`."""
+    count = tasks.count
+    arrays, static = eqx.partition(policy, eqx.is_array)
+    keys = jax.random.split(key, count * episodes)
+
+    def one(arrays, parameters, key):
+        return row(eqx.combine(arrays, static), parameters, key)
+
+    if per_task:
+        over_episodes = jax.vmap(one, in_axes=(None, None, 0))
+        return jax.vmap(over_episodes)(arrays, tasks.parameters, keys.reshape(count, episodes, *keys.shape[1:]))
+    # One flat row axis makes the shared policy a plain matrix product, which two nested axes would not.
+    parameters = jax.tree.map(lambda leaf: jnp.repeat(leaf, episodes, axis=0), tasks.parameters)
+    flat = jax.vmap(one, in_axes=(None, 0, 0))(arrays, parameters, keys)
+    return jax.tree.map(lambda leaf: leaf.reshape(count, episodes, *leaf.shape[1:]), flat)

@@ -1,0 +1,128 @@
+"""Circle tasks: run counter-clockwise along a circle that reaches beyond two walls which must not be crossed."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from safemeta.core import Tasks
+from safemeta.sim.functional import Parameters, Step
+from safemeta.tasks import point
+from safemeta.tasks.lidar import pseudo_lidar
+
+LIDAR_REACH = 6.0  # m; Safety-Gymnasium widens its default of 3 in circle tasks
+OBSERVATION_SIZE = 28  # 12 sensors, 16 lidar bins
+ACTION_SIZE = 2
+HORIZON = 500
+COST_NAMES = ("out_of_bounds",)
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class PointCircle:
+    """The Point robot on a circle of radius `radius` (m) with walls at `x = -wall` and `x = +wall` (m).
+
+    Observation: 12 sensor readings and 16 lidar bins that show the centre. Neither the radius nor the walls are seen.
+    Reward: `0.1 ((x v - y u) / rho) / (1 + |rho - radius|)` with position (x, y), velocity (u, v), `rho = |(x, y)|`.
+    Cost `out_of_bounds`: 1 where `|x| > wall`. Never terminates. The robot starts at rest, uniform in a square of
+    half width `start` (m) around the centre and in yaw. (Safety-Gymnasium 1.0 `Circle1`; Meta-CPO `Stcircle`.)
+    """
+
+    start: float = 0.2
+
+    def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[point.PointState, Float[Array, " observation"]]:
+        dtype = parameters["radius"].dtype
+        uniform = jax.random.uniform(key, (3,), dtype)
+        place = self.start * (2 * uniform[:2] - 1)
+        state = point.at_rest(place[0], place[1], 2 * jnp.pi * uniform[2])
+        return state, observe(state, jnp.zeros(ACTION_SIZE, dtype))
+
+    def step(
+        self, parameters: Parameters, state: point.PointState, action: Float[Array, " action"]
+    ) -> tuple[point.PointState, Step]:
+        state = point.advance(state, action)
+        radius, wall = parameters["radius"], parameters["wall"]
+        costs = jnp.stack([jnp.abs(state.x) > wall]).astype(radius.dtype)
+        return state, Step(observe(state, action), circle_reward(state, radius), costs, jnp.asarray(False))
+
+
+def observe(state: point.PointState, action: Float[Array, " action"]) -> Float[Array, " observation"]:
+    """Sensor readings under the action that was just applied, and the lidar of the circle's centre."""
+    sensors = point.sense(state, action)
+    forward = -(sensors.cos * state.x + sensors.sin * state.y)
+    left = sensors.sin * state.x - sensors.cos * state.y
+    return jnp.concatenate([sensors.readings, pseudo_lidar(forward[None], left[None], LIDAR_REACH)])
+
+
+def circle_reward(state: point.PointState, radius: Float[Array, ""]) -> Float[Array, ""]:
+    """Speed around the centre, discounted by the distance to the circle; zero (not 0 / 0) at the centre itself."""
+    cos, sin = jnp.cos(state.yaw), jnp.sin(state.yaw)
+    u = cos * state.forward - sin * state.left
+    v = sin * state.forward + cos * state.left
+    rho = jnp.sqrt(state.x**2 + state.y**2)
+    around = (state.x * v - state.y * u) / jnp.where(rho > 0, rho, 1.0)
+    return 0.1 * around / (1 + jnp.abs(rho - radius))
+
+
+@dataclass(frozen=True)
+class CircleRange:
+    """Uniform distributions of the circle's radius (m) and of the walls' distance as a share of it."""
+
+    radius: tuple[float, float]
+    scale: tuple[float, float]
+
+    def walls(self) -> tuple[float, float]:
+        """The nearest and the farthest wall (m)."""
+        return self.scale[0] * self.radius[0], self.scale[1] * self.radius[1]
+
+
+@dataclass(frozen=True)
+class CircleFamily:
+    """Tasks `radius ~ U`, `wall = scale * radius`, `scale ~ U`, with one limit for training and one for testing.
+
+    `rounded` follows Meta-CPO's released code: radius and scale to 2 decimals, the wall to 3. The descriptor is
+    (radius, wall), each scaled to [-1, 1] over the *training* range: reward and cost depend on radius and wall, and
+    the wall alone orders the tasks by difficulty, which the scale does not. Test tasks may lie outside [-1, 1].
+    "validation" has the distribution of "train".
+    """
+
+    train: CircleRange
+    test: CircleRange
+    limit: float
+    test_limit: float
+    rounded: bool = False
+
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        span, limit = (self.test, self.test_limit) if split == "test" else (self.train, self.limit)
+        uniform = jax.random.uniform(key, (count, 2))
+        radius = span.radius[0] + (span.radius[1] - span.radius[0]) * uniform[:, 0]
+        scale = span.scale[0] + (span.scale[1] - span.scale[0]) * uniform[:, 1]
+        return self._tasks(radius, scale, limit)
+
+    def corners(self) -> Tasks:
+        """The four (one, where nothing varies) extreme training tasks by wall distance, the narrowest first."""
+        pairs = {(radius, scale) for radius in self.train.radius for scale in self.train.scale}
+        ordered = sorted(pairs, key=lambda pair: pair[0] * pair[1])
+        radius, scale = jnp.asarray(ordered).T
+        return self._tasks(radius, scale, self.limit)
+
+    def _tasks(self, radius: Float[Array, " tasks"], scale: Float[Array, " tasks"], limit: float) -> Tasks:
+        if self.rounded:
+            radius, scale = jnp.round(radius, 2), jnp.round(scale, 2)
+        wall = radius * scale
+        if self.rounded:
+            wall = jnp.round(wall, 3)
+        descriptor = jnp.stack([_centred(radius, self.train.radius), _centred(wall, self.train.walls())], axis=-1)
+        limits = jnp.full((radius.shape[0], 1), limit, radius.dtype)
+        return Tasks({"radius": radius, "wall": wall}, limits, descriptor)
+
+
+def _centred(value: Float[Array, " tasks"], span: tuple[float, float]) -> Float[Array, " tasks"]:
+    """`value` scaled so that `span` becomes [-1, 1]; zero where nothing varies."""
+    low, high = span
+    if high == low:
+        return jnp.zeros_like(value)
+    return (2 * value - low - high) / (high - low)

@@ -1,0 +1,125 @@
+"""Task families by name. Importing this module does not import JAX: names must be cheap to list."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safemeta.core import LimitOn, World
+
+LIMIT_UNITS = ("discounted", "undiscounted", "per_step")  # safemeta.core.LimitOn, which would import JAX
+
+
+@dataclass(frozen=True)
+class Family:
+    """An entry of the registry; `limit_on` is the unit of the family's own limits."""
+
+    name: str
+    description: str
+    limit_on: "LimitOn"
+    build: Callable[[float | None, "LimitOn", int | None], "World"]
+
+
+def _point_circle(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
+
+    span = CircleRange(radius=(1.0, 1.5), scale=(0.55, 0.75))
+    bound = 10.0 if limit is None else limit
+    return _circle_world(PointCircle(), CircleFamily(span, span, bound, bound), limit_on, horizon)
+
+
+def _point_circle_meta_cpo(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
+
+    family = CircleFamily(
+        train=CircleRange(radius=(1.0, 1.5), scale=(0.65, 0.75)),
+        test=CircleRange(radius=(2.0, 2.5), scale=(0.55, 0.65)),
+        limit=10.0 if limit is None else limit,
+        test_limit=5.0 if limit is None else limit,
+        rounded=True,
+    )
+    return _circle_world(PointCircle(), family, limit_on, horizon)
+
+
+def _point_circle_1(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
+
+    span = CircleRange(radius=(1.5, 1.5), scale=(0.75, 0.75))  # wall 1.125 m
+    bound = 25.0 if limit is None else limit
+    return _circle_world(PointCircle(start=0.8), CircleFamily(span, span, bound, bound), limit_on, horizon)
+
+
+def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.core import CMDP
+    from safemeta.sim.functional import FunctionalWorld
+    from safemeta.tasks import circle
+
+    cmdp = CMDP(
+        observation_size=circle.OBSERVATION_SIZE,
+        action_size=circle.ACTION_SIZE,
+        horizon=circle.HORIZON if horizon is None else horizon,
+        cost_names=circle.COST_NAMES,
+        limits=(family.limit,),
+        discount=0.99,
+        limit_on=limit_on,
+    )
+    return FunctionalWorld(cmdp, environment, family)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "point-circle",
+            "Point robot on a circle between two walls, as in the dual-method paper (limit 10, discounted)",
+            "discounted",
+            _point_circle,
+        ),
+        Family(
+            "point-circle-meta-cpo",
+            "the same with Meta-CPO's ranges: larger circles and a limit of 5 at test time",
+            "discounted",
+            _point_circle_meta_cpo,
+        ),
+        Family(
+            "point-circle-1",
+            "Safety-Gymnasium's SafetyPointCircle1: one task (limit 25, undiscounted)",
+            "undiscounted",
+            _point_circle_1,
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all task families."""
+    return tuple(FAMILIES)
+
+
+def make(
+    name: str, *, limit: float | int | None = None, limit_on: "LimitOn | None" = None, horizon: int | None = None
+) -> "World":
+    """The world of a task family.
+
+    `limit` replaces the family's limits on every split and `limit_on` their unit; a limit's number means nothing in
+    another unit, so that `limit_on` alone is accepted only where it changes nothing. `horizon` is in control steps.
+
+    Raises `ValueError` on an unknown name (with the nearest match), a negative or NaN limit, an unknown unit, a unit
+    without its limit, and a horizon below 1.
+    """
+    family = FAMILIES.get(name)
+    if family is None:
+        near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FAMILIES)}"
+        raise ValueError(f"unknown task {name!r}; {hint}")
+    if limit is not None and (math.isnan(limit) or limit < 0):
+        raise ValueError(f"limit must be a number that is zero or more, not {limit}")
+    if limit_on is not None and limit_on not in LIMIT_UNITS:
+        raise ValueError(f"limit_on must be one of {', '.join(LIMIT_UNITS)}, not {limit_on!r}")
+    if limit is None and limit_on is not None and limit_on != family.limit_on:
+        raise ValueError(f"{name} states its limit as {family.limit_on}; give a limit together with {limit_on!r}")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon must be at least 1 control step, not {horizon}")
+    return family.build(None if limit is None else float(limit), limit_on or family.limit_on, horizon)

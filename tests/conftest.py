@@ -1,0 +1,60 @@
+"""What every test starts from: one CPU, no display, no cache of this user, array shapes checked at run time."""
+
+import os
+import sys
+import tempfile
+import types
+import typing
+from pathlib import Path
+
+# JAX and Matplotlib read these at import; child processes of the tests inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "Agg"
+# Compiled programs are kept for the length of one test run only: never read from, nor left in, the user's own cache.
+# Workers of pytest-xdist inherit the folder, so that it is shared and made once.
+if "SAFEMETA_TEST_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="safemeta-tests-")
+    os.environ["SAFEMETA_TEST_CACHE"] = _cache.name
+os.environ["SAFEMETA_CACHE"] = os.environ["SAFEMETA_TEST_CACHE"]
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import pytest
+from beartype import beartype
+from jaxtyping import install_import_hook
+
+
+def checked(function):
+    """`function` with its annotations checked at each call.
+
+    beartype asks isinstance of what is annotated, which a protocol must allow; the library itself never asks.
+    """
+    unseen = list(getattr(function, "__annotations__", {}).values())
+    while unseen:
+        annotation = unseen.pop()
+        unseen.extend(typing.get_args(annotation))
+        if isinstance(annotation, type) and getattr(annotation, "_is_protocol", False):
+            typing.runtime_checkable(annotation)
+    return beartype(function)
+
+
+# Before anything imports safemeta: every function and module of it checks its annotated types and array shapes. The
+# hook finds the checker by name, and the name of this file depends on how pytest was started.
+_checker = types.ModuleType("safemeta_tests_checker")
+_checker.checked = checked
+sys.modules[_checker.__name__] = _checker
+install_import_hook("safemeta", "safemeta_tests_checker.checked")
+
+
+@pytest.fixture
+def x64():
+    """Double precision within one test, for comparisons with independent solvers."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return Path(__file__).resolve().parents[1]
