@@ -76,6 +76,13 @@ def test_the_readme_commands_are_those_that_ci_and_docs_use(repository):
     assert main_job in (repository / "docs" / "quickstart.md").read_text()
 
 
+@pytest.mark.slow
+def test_the_example_runs(repository):
+    command = [sys.executable, str(repository / "examples" / "train_and_adapt.py"), "1", "1"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert re.search(r"^step  1  return +-?\d+\.\d\d  largest cost +\d+\.\d\d  \(limit 10\)$", shown, re.MULTILINE)
+
+
 def files_of_the_project(repository: Path) -> list[Path]:
     """What git would carry; without git, everything that is not hidden, a cache or a run."""
     listing = subprocess.run(

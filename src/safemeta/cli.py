@@ -59,8 +59,8 @@ class TrainOptions:
     """Repeat the run that this config.json describes; options override it."""
     checkpoint_every: int = 10
     """Iterations between checkpoints."""
-    adapt: bool = True
-    """Go on to adapt to unseen tasks when training is done (meta-algorithms only)."""
+    no_adapt: bool = False
+    """Stop when training is done; otherwise a meta-policy is then adapted to unseen tasks."""
     quiet: bool = False
     """Show nothing but warnings and errors."""
     json: bool = False
@@ -153,23 +153,23 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
+    from safemeta.experiment.arguments import ALGORITHM, parse, peek
     from safemeta.experiment.arguments import HELP as HELP_FLAGS
-    from safemeta.experiment.arguments import parse, peek
 
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     general_help = name is None and any(flag in arguments for flag in HELP_FLAGS)
-    parts: dict[str, Any] = {"run": TrainOptions()}
+    parts: dict[str, Any] = {"train": TrainOptions()}
     description = "Train an algorithm. `safemeta train ALGORITHM --help` shows the algorithm's own options as well."
     if peek(arguments, "resume") is None and not general_help:
-        name = name or _algorithm_in(peek(arguments, "config"))
-        parts["algorithm"], description = _options_of(name, peek(arguments, "preset"))
+        name = name if name is not None else _algorithm_in(peek(arguments, "config"))
+        parts[ALGORITHM], description = _options_of(name, peek(arguments, "preset"))
     parsed = parse(arguments, parts, program="safemeta train", description=description)
     if parsed.words:
         raise UserError(
             f"Unexpected '{parsed.words[0]}'; the algorithm comes first: safemeta train ALGORITHM [options]."
         )
     run: TrainOptions = parsed.parts[0]
-    given = {field: getattr(run, field) for field in parsed.given[0] - {"adapt", "quiet", "json"}}
+    given = {field: getattr(run, field) for field in parsed.given[0] - {"no_adapt", "quiet", "json"}}
     if len(parts) > 1:
         given |= {field: getattr(parsed.parts[1], field) for field in parsed.given[1]}
     _train_and_adapt(name, given, run)
@@ -188,7 +188,7 @@ def _train_and_adapt(name: str | None, given: dict[str, Any], options: TrainOpti
     reporter.note(f"Trained {run.name}: {run.iteration} iterations, saved in {run.folder}")
     if last:
         reporter.note(f"Training curves: {plot(run)}")
-    if run.is_meta and options.adapt:
+    if run.is_meta and not options.no_adapt:
         summary["adaptation"] = _adapt_after_training(run.folder, run.config.budget, options, reporter)
     reporter.summary(summary)
 
@@ -212,7 +212,7 @@ def _adapt(arguments: list[str]) -> None:
     from safemeta.experiment.adapt import adapt, check_settings
 
     folder, options = _one_run(arguments, AdaptOptions(), "adapt", "Adapt a trained meta-policy to unseen tasks.")
-    check_settings(options.tasks, options.steps, options.episodes)
+    check_settings(options.tasks, options.steps, options.episodes, options.seed)
     reporter = progress.choose(options.quiet, options.json)
     _use_cache(reporter)
     report = adapt(folder, reporter=reporter, **_settings(options))

@@ -27,6 +27,10 @@ class Config:
     """Layer sizes."""
     form: Literal["gaussian", "fit"] = "gaussian"
     """Which form."""
+    double: bool = False
+    """Twice the step."""
+    adapt: Literal["all", "last"] = "all"
+    """An option that is named like a flag of the command line."""
     fail_at: int = -1
     """Iteration (from 0) at which a NaN arises."""
     fail_in: Literal["metric", "state", "exception"] = "metric"

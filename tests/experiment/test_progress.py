@@ -22,8 +22,9 @@ def use(reporter):
 
 
 def test_highlights():
-    assert highlights(METRICS) == "return 2.5  largest cost 9.25  limit 10"
+    assert highlights(METRICS) == "return 2.5  max cost 9.25/10"
     assert highlights({"cost": 3.0, "other": 1}) == "cost 3"
+    assert highlights({"limit": 3.0}) == ""
     assert highlights({}) == ""
 
 
@@ -31,7 +32,7 @@ def test_lines(capsys):
     use(progress.Lines())
     out, err = capsys.readouterr()
     assert out == ""
-    assert "Training 2/2  return 2.5  largest cost 9.25  limit 10" in err
+    assert "Training 2/2  return 2.5  max cost 9.25/10" in err
     assert "0:00 left" in err
     assert "note" in err
     assert "Warning: warning" in err
@@ -70,7 +71,7 @@ def test_bar(monkeypatch):
     bar._console = Console(file=stream, force_terminal=True, width=160)
     use(bar)
     assert "2/2" in stream.getvalue()
-    assert "return 2.5  largest cost 9.25" in stream.getvalue()
+    assert "return 2.5  max cost 9.25" in stream.getvalue()
     assert "left" in stream.getvalue()
 
 

@@ -103,6 +103,7 @@ def test_resume_with_fewer_iterations_than_done(trained):
 def test_resume_keeps_its_settings(trained):
     with pytest.raises(UserError, match="not seed, rate"):
         train(resume=trained.folder, seed=3, rate=0.2)
+    assert train("dummy", "dummy-task", resume=trained.folder, seed=0).iteration == 6  # says what the run says anyway
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(dummy):
@@ -181,9 +182,10 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(dummy, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space is left") as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        train("dummy", "dummy-task", iterations=9, checkpoint_every=2, out="r")
+        with pytest.raises(UserError, match="no space is left") as caught:
+            train("dummy", "dummy-task", iterations=9, checkpoint_every=2, out="r")
     assert caught.value.exit_code == 1
     assert "--resume r" in str(caught.value)
     assert load("r", "last").iteration == 2

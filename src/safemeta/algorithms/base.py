@@ -13,16 +13,16 @@ Metrics = dict[str, Array]  # name -> scalar
 class Adaptation(eqx.Module):
     """A meta-learner's policies 0..K on new tasks, with the evidence that it had while it adapted.
 
-    `policies` is a policy whose array leaves are `[K + 1, tasks, ...]`; policy 0 is the meta-policy. `estimated_return` and
+    `policies` is a policy whose array leaves are `[policies, tasks, ...]`, policies = steps + 1; policy 0 is the meta-policy. `estimated_return` and
     `estimated_costs` come from the data that adapted the policy: judge on fresh episodes instead.
     """
 
     policies: Any
-    estimated_return: Float[Array, "K+1 tasks"]
-    estimated_costs: Float[Array, "K+1 tasks costs"]
-    multipliers: Float[Array, "K tasks costs"]
-    kl: Float[Array, "K tasks"]
-    outcome: Int[Array, "K tasks"]  # index into `outcome_names`
+    estimated_return: Float[Array, "policies tasks"]
+    estimated_costs: Float[Array, "policies tasks costs"]
+    multipliers: Float[Array, "steps tasks costs"]
+    kl: Float[Array, "steps tasks"]
+    outcome: Int[Array, "steps tasks"]  # index into `outcome_names`
     outcome_names: tuple[str, ...] = eqx.field(static=True, default=())
 
 

@@ -1,15 +1,11 @@
-"""What on-policy learners estimate from a batch of episodes: costs, advantages, critics."""
-
-from typing import Any
+"""What on-policy learners estimate from a batch of episodes: returns, limited costs, advantages."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from safemeta.core import CMDP, Trajectory, generalized_advantage
-from safemeta.nets import Critic
 
 
 class Advantages(eqx.Module):
@@ -20,17 +16,21 @@ class Advantages(eqx.Module):
     target: Float[Array, "*batch time signals"]
 
 
-class CriticState(eqx.Module):
-    """A critic and the state of its optimizer."""
-
-    critic: Critic
-    optimizer: Any
-
-
 def limited_costs(trajectory: Trajectory, cmdp: CMDP) -> Float[Array, "*batch costs"]:
     """The limited quantity of each episode, `sum_t w_t c_t` (see `CMDP.cost_weights`)."""
     weights = cmdp.cost_weights(trajectory.costs.dtype)[:, None]
     return jnp.sum(weights * trajectory.costs * trajectory.valid[..., None], axis=-2)
+
+
+def effective_discount(cmdp: CMDP) -> float:
+    """The discount for which `1 / (1 - discount)` is the total weight of a limited quantity.
+
+    The dual-method paper bounds discounted costs, where a change of policy by `E[A_c]` per state changes the cost by
+    `E[A_c] / (1 - discount)`. For other units of a limit the total of its weights takes that place.
+    """
+    if cmdp.limit_on == "discounted":
+        return cmdp.discount
+    return 0.0 if cmdp.limit_on == "per_step" else 1 - 1 / cmdp.horizon
 
 
 def episode_return(trajectory: Trajectory) -> Float[Array, "*batch"]:
@@ -57,29 +57,3 @@ def advantages(
     advantage = one_row(signal, value, next_value, trajectory.terminated, trajectory.truncated)
     advantage = advantage * trajectory.valid[..., None]
     return Advantages(advantage[..., 0], advantage[..., 1:], advantage + value)
-
-
-def fit_critic(
-    state: CriticState,
-    optimizer: optax.GradientTransformation,
-    inputs: Float[Array, "samples inputs"],
-    targets: Float[Array, "samples signals"],
-    key: PRNGKeyArray,
-    *,
-    steps: int,
-    minibatch: int,
-) -> tuple[CriticState, Float[Array, ""]]:
-    """`steps` Adam steps on the mean squared error in units of `critic.scale`; also the mean loss of the last quarter."""
-    chosen = jax.random.randint(key, (steps, minibatch), 0, inputs.shape[0])
-
-    def loss(critic, x, y):
-        return jnp.mean(((critic(x) - y) / critic.scale) ** 2)
-
-    def step(carry, rows):
-        critic, moments = carry
-        value, gradient = jax.value_and_grad(loss)(critic, inputs[rows], targets[rows])
-        updates, moments = optimizer.update(gradient, moments, critic)
-        return (optax.apply_updates(critic, updates), moments), value
-
-    (critic, moments), losses = jax.lax.scan(step, (state.critic, state.optimizer), chosen)
-    return CriticState(critic, moments), losses[-max(steps // 4, 1) :].mean()

@@ -82,6 +82,18 @@ def surrogate(policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples) -
     return Surrogate(reward, costs, kl)
 
 
+def halves_of(old: DiagonalGaussian, samples: Samples) -> tuple[DiagonalGaussian, Samples]:
+    """One task's samples as two halves of its episodes (a leading axis of two); an odd last episode is left out."""
+    half = samples.valid.shape[0] // 2
+
+    def split(leaf: Array) -> Array:
+        return leaf[: 2 * half].reshape(2, half, *leaf.shape[1:])
+
+    old, samples = jax.tree.map(split, (old, samples))
+    weight = samples.reward_weight / jnp.sum(samples.reward_weight, axis=(1, 2), keepdims=True)
+    return old, eqx.tree_at(lambda s: s.reward_weight, samples, weight)
+
+
 def fisher_metric(
     distribution: Callable[[Vector], DiagonalGaussian], at: Vector, weight: Float[Array, "*batch"]
 ) -> Callable[[Vector], Vector]:
@@ -103,3 +115,11 @@ def fisher_metric(
 
 def _moments(distribution: DiagonalGaussian) -> tuple[Array, Array]:
     return distribution.mean, jnp.broadcast_to(distribution.log_std, distribution.mean.shape)
+
+
+def thinned(x: Float[Array, "*batch time features"], states: int) -> Float[Array, "*batch some features"]:
+    """About `states` states, evenly spaced in time over all rows: enough for a Fisher metric."""
+    total = 1
+    for size in x.shape[:-1]:
+        total *= size
+    return x[..., :: max(1, total // states), :]

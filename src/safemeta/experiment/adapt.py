@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from safemeta.experiment.config import check_count
+from safemeta.experiment.config import check_count, check_seed
 from safemeta.experiment.errors import UserError, from_value_error, writing_failed
 from safemeta.experiment.evaluate import (
     ADAPT_STREAM,
@@ -24,7 +24,7 @@ from safemeta.experiment.evaluate import (
     largest_costs,
 )
 from safemeta.experiment.files import write_atomically, write_json
-from safemeta.experiment.progress import Quiet
+from safemeta.experiment.progress import default
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.statistics import bootstrap_columns
 
@@ -103,25 +103,26 @@ def adapt(
     """
     from safemeta.experiment.plots import draw_adaptation
 
-    check_settings(tasks, steps, episodes)
+    check_settings(tasks, steps, episodes, seed)
     run = run if isinstance(run, Run) else load(run, checkpoint)
-    (reporter or Quiet()).note(f"Adapting the policy of iteration {run.iteration} to {tasks} unseen tasks ...")
     report = adapt_policies(
         run.algorithm, run.state, run.world,
         tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, reporter=reporter,
     )  # fmt: skip
+    title = f"{run.name}, iteration {run.iteration}"
     try:
         write_json(run.folder / FILE, report.to_json())
         write_atomically(run.folder / ARRAYS, _packed(report))
         run.plots.mkdir(exist_ok=True)
-        picture = draw_adaptation(report, run.plots / PICTURE, title=run.name, cost_names=run.world.cmdp.cost_names)
+        picture = draw_adaptation(report, run.plots / PICTURE, title=title, cost_names=run.world.cmdp.cost_names)
     except OSError as problem:
         raise writing_failed(problem, run.folder) from problem
     return dataclasses.replace(report, picture=picture)
 
 
-def check_settings(tasks: int, steps: int, episodes: int) -> None:
-    """Raise `UserError` unless all three are sensible."""
+def check_settings(tasks: int, steps: int, episodes: int, seed: int) -> None:
+    """Raise `UserError` unless all are sensible."""
+    check_seed(seed)
     check_count("tasks", tasks)
     check_count("steps", steps)
     check_count("episodes", episodes, least=2)
@@ -145,9 +146,10 @@ def adapt_policies(
 
     if not hasattr(algorithm, "adapt"):
         raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
-    reporter = reporter or Quiet()
+    reporter = reporter or default()
     key = jax.random.key(seed)
     drawn = draw_tasks(world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
+    reporter.note(f"Adapting to {tasks} unseen tasks for {steps} steps ...")
     try:
         adaptation = algorithm.adapt(state, world, drawn, jax.random.fold_in(key, ADAPT_STREAM), steps)
     except ValueError as problem:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from safemeta.experiment.errors import UserError, nearest
 
 HELP = ("-h", "--help")
+ALGORITHM = "algorithm"  # the part whose switches come in pairs, since a preset may set them either way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,13 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any], *, program: str
     raises `UserError` on bad input.
     """
     known: dict[str, tuple[int, str, Any]] = {}
-    for index, part in enumerate(defaults.values()):
+    for index, (part_name, part) in enumerate(defaults.items()):
         for name, hint in flags(type(part)).items():
             if name in known:
                 raise AssertionError(f"two parts of '{program}' have an option --{name}")
             known[name] = (index, name.replace("-", "_"), hint)
+            if hint is bool and part_name == ALGORITHM:
+                known.setdefault(f"no-{name}", (index, name.replace("-", "_"), hint))
     if any(argument in HELP for argument in arguments):
         _print_help(defaults, program, description)
     words, options, given = [], [], [set() for _ in defaults]
@@ -89,8 +92,6 @@ def _recognise(name: str, known: dict[str, tuple[int, str, Any]]) -> tuple[str, 
     key = name[2:].replace("_", "-") if name.startswith("--") else ""
     if key in known:
         return key, known[key][2]
-    if key.startswith("no-") and key[3:] in known and known[key[3:]][2] is bool:
-        return key[3:], bool
     match = nearest(name.lstrip("-"), known)
     hint = f"did you mean --{match}?" if match else "see --help for those there are."
     raise UserError(f"Unknown option {name}; {hint}")
@@ -101,7 +102,7 @@ def _values(name: str, hint: Any, attached: list[str] | None, waiting: list[str]
     hint = _without_none(hint)
     if hint is bool:
         if attached is not None:
-            raise UserError(f"The option {name} takes no value; use {name} or {_negated(name)}.")
+            raise UserError(f"The option {name} takes no value.")
         return []
     if typing.get_origin(hint) is tuple:
         values = attached or []
@@ -171,11 +172,11 @@ def _combine(defaults: Mapping[str, Any]) -> tuple[Any, Any]:
     """One dataclass of all parts, without prefixes in the names of options."""
     import tyro
 
-    combined = dataclasses.make_dataclass(
-        "Options",
-        [(name, Annotated[type(part), tyro.conf.arg(name="")]) for name, part in defaults.items()],
-        frozen=True,
-    )
+    fields: list[Any] = []
+    for name, part in defaults.items():
+        hint = Annotated[type(part), tyro.conf.arg(name="")]
+        fields.append((name, hint if name == ALGORITHM else tyro.conf.FlagCreatePairsOff[hint]))
+    combined = dataclasses.make_dataclass("Options", fields, frozen=True)
     return combined, combined(**defaults)
 
 
@@ -203,7 +204,3 @@ def _described(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return {int: "a whole number", float: "a number"}.get(hint, "a value")
-
-
-def _negated(name: str) -> str:
-    return "--" + name[5:] if name.startswith("--no-") else "--no-" + name[2:]

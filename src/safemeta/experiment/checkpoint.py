@@ -189,7 +189,11 @@ def _decode(path: Path, template: Any, array: np.ndarray, description: Mapping[s
     """The leaf that `template` stands for, after checking that the stored one is of the same make."""
     _, expected = _encode(template)
     # A plain Python number at the start may have become an array since, and the other way round.
-    compared = ("shape",) if "scalar" in (expected["kind"], description["kind"]) else ("kind", "dtype", "implementation", "shape")
+    compared = (
+        ("shape",)
+        if "scalar" in (expected["kind"], description["kind"])
+        else ("kind", "dtype", "implementation", "shape")
+    )
     for part in compared:
         if description.get(part) != expected.get(part):
             raise UserError(

@@ -51,8 +51,7 @@ class RunConfig:
         """Raise `UserError` if any part makes no sense."""
         check_count("iterations", self.iterations)
         check_count("checkpoint-every", self.checkpoint_every)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"The seed must be a whole number from 0 to {2**32 - 1}, not {self.seed}.")
+        check_seed(self.seed)
         self.task.validate()
         for field in dataclasses.fields(self.options):
             value = getattr(self.options, field.name)
@@ -190,6 +189,12 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise `UserError` unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"The number of {name} must be a whole number of at least {least}, not {value}.")
+
+
+def check_seed(value: Any) -> None:
+    """Raise `UserError` unless `value` can seed JAX's random keys."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise UserError(f"The seed must be a whole number from 0 to {2**32 - 1}, not {value}.")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from safemeta.experiment.config import check_count
+from safemeta.experiment.config import check_count, check_positive, check_seed
 from safemeta.experiment.errors import UserError, from_value_error
 from safemeta.experiment.files import write_json
 from safemeta.experiment.run import Run, load
@@ -79,6 +79,7 @@ def evaluate(
 
     check_count("tasks", tasks)
     check_count("episodes", episodes, least=2)
+    check_seed(seed)
     run = run if isinstance(run, Run) else load(run, checkpoint)
     key = jax.random.key(seed)
     drawn = draw_tasks(run.world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
@@ -102,8 +103,6 @@ def draw_tasks(world: Any, key: Any, count: int, split: str, limit: float | None
     """Unseen tasks, with every limit replaced if one is given."""
     import equinox as eqx
     import jax.numpy as jnp
-
-    from safemeta.experiment.config import check_positive
 
     if limit is not None:
         check_positive("limit", limit)

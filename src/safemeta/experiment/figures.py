@@ -9,9 +9,9 @@ from typing import Any
 from safemeta.experiment.errors import UserError, writing_failed
 from safemeta.experiment.files import write_atomically
 
-# Okabe and Ito (2008); the limit has the red, so no curve uses it.
+# Okabe and Ito (2008), and Tol's red for the limit, which no curve has.
 PALETTE = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F")
-LIMIT_COLOUR = "#D55E00"
+LIMIT_COLOUR = "#CC3311"
 INK, FAINT = "#222222", "#8A8A8A"
 FORMATS = ("png", "pdf", "svg")
 

@@ -30,11 +30,12 @@ def found(metrics: Mapping[str, Any], wanted: dict[str, tuple[str, str]]) -> dic
 
 
 def highlights(metrics: Mapping[str, Any]) -> str:
-    """The few numbers worth a glance, e.g. `return 41.2  largest cost 8.7  limit 10`."""
+    """The few numbers worth a glance, e.g. `return 41.2  max cost 8.7/10`; short, for a terminal of 80 columns."""
     shown = []
-    for label, candidates in (("return", RETURNS), ("cost", COSTS), ("limit", LIMITS)):
-        names = list(found(metrics, candidates))
-        if names:
-            words = "largest cost" if names[0].startswith("largest_cost") else label
-            shown.append(f"{words} {float(metrics[names[0]]):.4g}")
+    for label, candidates in (("return", RETURNS), ("cost", COSTS)):
+        for name in list(found(metrics, candidates))[:1]:
+            words = "max cost" if name.startswith("largest_cost") else label
+            shown.append(f"{words} {float(metrics[name]):.4g}")
+    if shown and "cost" in shown[-1]:
+        shown[-1] += "".join(f"/{float(metrics[name]):.4g}" for name in found(metrics, LIMITS))
     return "  ".join(shown)

@@ -141,7 +141,9 @@ def _groups(logs: list[RunLog]) -> dict[str, list[RunLog]]:
 
 def _draw_series(axes: Any, logs: list[RunLog], wanted: dict[str, tuple[str, str]], label: str, colour: str) -> None:
     """All wanted metrics of one group of seeds."""
-    for name, (words, line) in found(logs[0].lines[0], wanted).items():
+    there = found(logs[0].lines[0], wanted)
+    largest = {name: look for name, look in there.items() if name.startswith("largest")}
+    for name, (words, line) in (largest or there).items():  # a limit is about the largest; means would only clutter
         length = min(len(log.lines) for log in logs)
         table = np.array([[float(step.get(name, np.nan)) for step in log.lines[:length]] for log in logs])
         steps = np.array([step.get("environment_steps", step["iteration"]) for step in logs[0].lines[:length]])

@@ -25,6 +25,25 @@ class Reporter(Protocol):
     def summary(self, content: Mapping[str, Any]) -> None: ...
 
 
+class Pace:
+    """Steps per second and the time that is left, in words.
+
+    The first step is left out as soon as there is a second one: it compiles.
+    """
+
+    def __init__(self, done: int):
+        self._start = (done, time.monotonic())
+        self._first: tuple[int, float] | None = None
+
+    def measure(self, step: int, total: int) -> tuple[str, str]:
+        now = time.monotonic()
+        since, began = self._first if self._first is not None else self._start
+        rate = (step - since) / max(now - began, 1e-9)
+        self._first = self._first or (step, now)
+        left = _clock((total - step) / rate) if rate > 0 else "?"
+        return (f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s"), f"{left} left"
+
+
 class Quiet:
     """Nothing but warnings."""
 
@@ -47,23 +66,19 @@ class Lines(Quiet):
 
     def __init__(self, pause: float = 2.0):
         self._pause = pause
-        self._stage, self._total, self._first = "", 0, 0
-        self._began = self._shown = 0.0
+        self._stage, self._total, self._shown = "", 0, 0.0
+        self._pace = Pace(0)
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
-        self._stage, self._total, self._first = stage, total, done
-        self._began, self._shown = time.monotonic(), 0.0
+        self._stage, self._total, self._shown = stage, total, 0.0
+        self._pace = Pace(done)
 
     def advance(self, step: int, metrics: Mapping[str, Any]) -> None:
-        now = time.monotonic()
+        now, (rate, left) = time.monotonic(), self._pace.measure(step, self._total)
         if step < self._total and now - self._shown < self._pause:
             return
         self._shown = now
-        rate = (step - self._first) / max(now - self._began, 1e-9)
-        left = _clock((self._total - step) / rate) if rate > 0 else "?"
-        numbers = highlights(metrics)
-        speed = f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s"
-        self.note("  ".join(filter(None, (f"{self._stage} {step}/{self._total}", numbers, speed, f"{left} left"))))
+        self.note("  ".join(filter(None, (f"{self._stage} {step}/{self._total}", highlights(metrics), rate, left))))
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -101,19 +116,18 @@ class Bar(Quiet):
         self._console = Console(stderr=True, highlight=False)
         self._progress: Any = None
         self._task: Any = None
-        self._began, self._first = 0.0, 0
+        self._pace = Pace(0)
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self.end()
-        self._began, self._first = time.monotonic(), done
+        self._pace = Pace(done)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=10 if self._console.width < 100 else 30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             TextColumn("[bold]{task.fields[numbers]}"),
             console=self._console,
@@ -125,11 +139,8 @@ class Bar(Quiet):
         )
 
     def advance(self, step: int, metrics: Mapping[str, Any]) -> None:
-        rate = (step - self._first) / max(time.monotonic() - self._began, 1e-9)
-        total = self._progress.tasks[0].total
-        left = _clock((total - step) / rate) if rate > 0 else "?"
-        speed = f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s"
-        self._progress.update(self._task, completed=step, numbers=highlights(metrics), rate=speed, left=f"{left} left")
+        rate, left = self._pace.measure(step, int(self._progress.tasks[0].total))
+        self._progress.update(self._task, completed=step, numbers=highlights(metrics), rate=rate, left=left)
 
     def end(self) -> None:
         if self._progress is not None:
@@ -150,6 +161,11 @@ def choose(quiet: bool = False, as_json: bool = False) -> Quiet:
     if quiet:
         return Quiet()
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+def default() -> Quiet:
+    """For Python callers: a bar for somebody who watches, nothing otherwise."""
+    return Bar() if sys.stderr.isatty() else Quiet()
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from safemeta.algorithms import registry
 from safemeta.experiment.config import BUDGETS, RunConfig, TaskConfig, check_count, decode
 from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
 from safemeta.experiment.metrics import SCORE
-from safemeta.experiment.progress import Quiet
+from safemeta.experiment.progress import default
 from safemeta.experiment.run import CONFIG, Run, create_folder, fresh, locked, read_config, read_config_file
 from safemeta.experiment.signals import StopSignals
 
@@ -54,13 +54,10 @@ def train(
         "checkpoint_every": checkpoint_every, **options,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    reporter = reporter or Quiet()
+    reporter = reporter or default()
     _prepare(reporter)
     if resume is not None:
-        if given:
-            shown = ", ".join(name.replace("_", "-") for name in given)
-            raise UserError(f"With --resume only --iterations can be given, not {shown}: a run keeps its settings.")
-        run = reopen(Path(resume), iterations, reporter)
+        run = reopen(Path(resume), iterations, given, reporter)
     else:
         out = given.pop("out", None)
         settings = resolve(given, iterations)
@@ -119,12 +116,20 @@ def change(options: Any, given: Mapping[str, Any]) -> Any:
         raise UserError(str(problem)) from problem  # here, unlike in a file, it is a matter of usage
 
 
-def reopen(folder: Path, iterations: int | None, reporter: Any) -> Run:
-    """An existing run at its newest readable checkpoint, or at iteration 0 if it was stopped before the first."""
+def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], reporter: Any) -> Run:
+    """An existing run at its newest readable checkpoint, or at iteration 0 if it was stopped before the first.
+
+    `given` are settings that came with it; only those that say what the run says anyway are let through.
+    """
     from safemeta.experiment.checkpoint import Checkpoints
     from safemeta.experiment.files import write_json
 
     config = read_config(folder)
+    same = {"algorithm": config.algorithm, "task": config.task.name, "seed": config.seed}
+    changed = [name.replace("_", "-") for name, value in given.items() if name not in same or same[name] != value]
+    if changed:
+        shown = ", ".join(changed)
+        raise UserError(f"With --resume only --iterations can be given, not {shown}: a run keeps its settings.")
     if iterations is not None:
         check_count("iterations", iterations)
         config = dataclasses.replace(config, iterations=iterations)
@@ -171,6 +176,8 @@ def _train(run: Run, reporter: Any) -> None:
     try:
         with locked(run.folder), StopSignals() as signals:
             Training(run, reporter, signals).run_to_end()
+    except BrokenPipeError:  # whoever read our output has left; the state is saved
+        raise
     except OSError as problem:
         sentence = str(writing_failed(problem, run.folder))
         raise UserError(f"{sentence} {_how_to_resume(run)}", exit_code=1) from problem

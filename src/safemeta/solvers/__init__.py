@@ -19,7 +19,9 @@ from safemeta.solvers.linear import (
     hessian_vector_product,
     solve_rows,
 )
+from safemeta.solvers.optax_transform import SafeProjectionState, safe_projection
 from safemeta.solvers.outcome import OUTCOME_NAMES, Outcome, describe
+from safemeta.solvers.projection import Projection, project_update
 from safemeta.solvers.trust_region import TrustRegionStep, trust_region_step
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "LineSearch",
     "Metric",
     "Outcome",
+    "Projection",
     "QuadraticAdvantage",
+    "SafeProjectionState",
     "Solves",
     "TrustRegionStep",
     "accept_cpo",
@@ -43,7 +47,9 @@ __all__ = [
     "fisher_vector_product",
     "gaussian_policy",
     "hessian_vector_product",
+    "project_update",
     "quadratic_step",
+    "safe_projection",
     "solve_rows",
     "trust_region_step",
 ]

@@ -85,7 +85,7 @@ def _candidates(objective: Array, rows: Array, offsets: Array, members: Bool[Arr
     dependent = tolerances(rows.dtype)[1]
     sets = members.shape[1]
 
-    def take(index: int, found: _Candidates) -> _Candidates:
+    def take(index: int | Array, found: _Candidates) -> _Candidates:
         row, offset, taken = rows[index], offsets[index], members[index]
         fresh = jnp.broadcast_to(row, (sets, size))
         for _ in range(2):  # the second pass removes what rounding left of the first

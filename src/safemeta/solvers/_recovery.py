@@ -72,7 +72,7 @@ def _ball_least_squares(rows: Array, offsets: Array) -> tuple[Array, Array]:
     weights = jnp.where(used, singular * (left.T @ offsets), 0)
     squares = jnp.where(used, singular**2, 1)
 
-    def newton(_: int, multiplier: Array) -> Array:
+    def newton(_: int | Array, multiplier: Array) -> Array:
         shifted = squares + multiplier
         norm = jnp.linalg.norm(weights / shifted)
         slope = jnp.sum(weights**2 / shifted**3)

@@ -191,7 +191,7 @@ def gaussian_policy(
 
 
 def dual_quadratic(
-    gram: Float[Array, "1+p 1+p"],
+    gram: Float[Array, "q q"],
     budget: Float[Array, " p"],
     lam: float | Array,
     lam_cost: Float[Array, " p"],
@@ -211,7 +211,7 @@ def dual_quadratic(
 
         L(u) = 1/2 v.S v / eta(u) + u.d' ,     v = (1, -u),   S = [g, b] F^-1 [g, b]' .
 
-    `gram` is S: `rows @ solve_rows(metric, rows, ...).solution.T` with rows (g, b_1, ..., b_p).
+    `gram` is S [1 + p, 1 + p]: `rows @ solve_rows(metric, rows, ...).solution.T` with rows (g, b_1, ..., b_p).
     """
     dtype = gram.dtype
     problem = _problem(budget, lam, lam_cost, discount, kl_limit, dtype)
@@ -235,7 +235,7 @@ def dual_quadratic(
 
 
 def quadratic_step(
-    solutions: Float[Array, "1+p n"], multipliers: Float[Array, " p"], eta: Float[Array, ""]
+    solutions: Float[Array, "q n"], multipliers: Float[Array, " p"], eta: Float[Array, ""]
 ) -> Float[Array, " n"]:
     """`F^-1 (g - sum_i u_i b_i) / eta`, from the rows `F^-1 g, F^-1 b_1, ...`."""
     return (solutions[0] - multipliers @ solutions[1:]) / eta

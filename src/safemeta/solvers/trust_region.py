@@ -24,8 +24,7 @@ class TrustRegionStep(NamedTuple):
     """A constrained step and the evidence for it.
 
     Where the problem is feasible, `g = radius_multiplier H step + A' multipliers` with multipliers >= 0. In a recovery
-    step `multipliers` is the violation that remains, and `radius_multiplier H step + A' multipliers = 0`, with
-    gradients and violations measured in units of the longest constraint gradient.
+    step `multipliers` is the violation that remains, and `radius_multiplier H step + A' multipliers = 0`.
     """
 
     step: Float[Array, " n"]
@@ -43,15 +42,15 @@ class TrustRegionStep(NamedTuple):
 class _Scaled(NamedTuple):
     """The problem with every gradient divided by its largest entry, so that no scale over- or underflows."""
 
-    rows: Float[Array, "m+1 n"]
+    rows: Float[Array, "k n"]
     violations: Float[Array, " m"]
-    scale: Float[Array, " m+1"]
+    scale: Float[Array, " k"]
 
 
 class _Small(NamedTuple):
     """The solution of the problem in the coordinates of its span, and which formula it obeys."""
 
-    point: Float[Array, " m+1"]
+    point: Float[Array, " k"]
     multipliers: Float[Array, " m"]
     radius_multiplier: Float[Array, ""]
     feasible: Bool[Array, ""]
@@ -65,7 +64,7 @@ class _Small(NamedTuple):
 class _Formula(NamedTuple):
     """What is differentiated: coefficients in the span of the solves, and multipliers."""
 
-    coefficients: Float[Array, " m+1"]
+    coefficients: Float[Array, " k"]
     multipliers: Float[Array, " m"]
     radius_multiplier: Float[Array, ""]
 
@@ -127,10 +126,12 @@ def trust_region_step(
     radius_multiplier = with_derivative_of(small.radius_multiplier, formula.radius_multiplier)
 
     residual = jnp.max(fixed.residual)
-    finite = jnp.all(jnp.isfinite(step)) & jnp.isfinite(residual)
+    finite = jnp.all(jnp.isfinite(step)) & jnp.isfinite(residual) & jnp.all(jnp.isfinite(violations))
     settled = finite & small.settled
     if tolerance > 0:
-        settled &= residual <= max(tolerance, 4 * rounding(dtype))
+        settled &= residual <= max(
+            2 * tolerance, 1e3 * rounding(dtype)
+        )  # the iteration's own residual drifts from the true one
     step = jnp.where(finite, step, 0)
     return TrustRegionStep(
         step=step,
@@ -169,6 +170,11 @@ def _scaled(objective: Array, constraints: Array, violations: Array) -> _Scaled:
     return _Scaled(rows / scale[:, None], violations.astype(objective.dtype) / scale[1:], scale)
 
 
+def _unit(problem: _Scaled) -> Float[Array, ""]:
+    """The largest entry of any constraint gradient: the recovery problem is solved in units of it."""
+    return jnp.max(problem.scale[1:], initial=jnp.finfo(problem.scale.dtype).tiny)
+
+
 def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
     """Solve the problem in coordinates y of its span, `x = length basis' y`, |y| <= 1. Not differentiated."""
     dtype = basis.dtype
@@ -182,7 +188,8 @@ def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
     offsets = jnp.clip(jnp.where(reach > 0, problem.violations / jnp.where(reach > 0, reach, 1), sign), -4, 4)
     ball = solve_in_ball(units[0], units[1:], offsets)
 
-    weights = jnp.where(hopeless, 0, problem.scale[1:] / jnp.max(problem.scale[1:], initial=0))
+    unit = _unit(problem)
+    weights = jnp.where(hopeless, 0, problem.scale[1:] / unit)
     least = least_violation(weights[:, None] * coordinates[1:], weights * problem.violations / length, ~ball.feasible)
 
     gain = problem.scale * norms
@@ -192,8 +199,10 @@ def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
     failed = jnp.where(jnp.any(hopeless), Outcome.NO_COST_GRADIENT, failed)
     return _Small(
         point=jnp.where(ball.feasible, ball.point, least.point),
-        multipliers=jnp.where(ball.feasible, multipliers, remaining),
-        radius_multiplier=jnp.where(ball.feasible, ball.radius_multiplier * gain[0] / length, least.radius_multiplier),
+        multipliers=jnp.where(ball.feasible, multipliers, unit * remaining),
+        radius_multiplier=jnp.where(
+            ball.feasible, ball.radius_multiplier * gain[0] / length, unit**2 * least.radius_multiplier
+        ),
         feasible=ball.feasible,
         active=jnp.where(ball.feasible, ball.active, least.violated & ~hopeless),
         binding=jnp.where(ball.feasible, ball.on_sphere, least.radius_multiplier > 0),
@@ -203,7 +212,7 @@ def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
     )
 
 
-def _gram(rows: Array, solution: Array) -> Float[Array, "m+1 m+1"]:
+def _gram(rows: Array, solution: Array) -> Float[Array, "k k"]:
     product = rows @ solution.T
     return (product + product.T) / 2
 
@@ -255,7 +264,8 @@ def _recovered_formula(gram: Array, problem: _Scaled, radius: Array, small: _Sma
     ridge = 1e2 * jnp.finfo(gram.dtype).eps * (jnp.trace(jax.lax.stop_gradient(block)) + jnp.finfo(gram.dtype).tiny)
     idle = jnp.diag((violated == 0).astype(gram.dtype))
 
-    multiplier = jnp.where(binding, small.radius_multiplier, 0)
+    unit = _unit(problem)
+    multiplier = jnp.where(binding, small.radius_multiplier / unit**2, 0)
     for _ in range(2):
         shifted = block + jnp.where(binding, multiplier, ridge) * identity + idle
         duals = jnp.linalg.solve(shifted, offsets)
@@ -266,4 +276,4 @@ def _recovered_formula(gram: Array, problem: _Scaled, radius: Array, small: _Sma
     duals = violated * jnp.linalg.solve(shifted, offsets)
     coefficients = jnp.concatenate([jnp.zeros(1, gram.dtype), -duals])
     remaining = violated * (problem.violations + gram[1:] @ coefficients)
-    return _Formula(coefficients, remaining, multiplier)
+    return _Formula(coefficients, unit * remaining, unit**2 * multiplier)

@@ -1,0 +1,92 @@
+"""How on-policy learners judge states: a neural critic that is carried along, or a linear one fitted anew to each batch."""
+
+from typing import Any, Literal, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from safemeta.algorithms.estimation import Advantages, advantages
+from safemeta.core import CMDP, Normalizer, Trajectory, discounted_returns
+from safemeta.nets import Critic, LinearCritic
+
+CriticKind = Literal["neural", "linear"]
+
+
+class CriticConfig(Protocol):
+    """The settings that critics need; every on-policy `Config` has them."""
+
+    @property
+    def critic(self) -> CriticKind: ...
+    @property
+    def hidden(self) -> tuple[int, ...]: ...
+    @property
+    def critic_learning_rate(self) -> float: ...
+    @property
+    def minibatch(self) -> int: ...
+
+
+class CriticState(eqx.Module):
+    """A neural critic and the state of its optimizer (kept, though unused, where the critic is linear)."""
+
+    critic: Critic
+    optimizer: Any
+
+
+def init_critic(config: CriticConfig, cmdp: CMDP, key: PRNGKeyArray) -> CriticState:
+    critic = Critic.create(cmdp.observation_size, 1 + len(cmdp.cost_names), key, hidden=config.hidden)
+    return CriticState(critic, optax.adam(config.critic_learning_rate).init(eqx.filter(critic, eqx.is_array)))
+
+
+def assess(
+    kind: CriticKind, state: CriticState, normalizer: Normalizer, trajectory: Trajectory, cmdp: CMDP, smoothing: float
+) -> Advantages:
+    """Advantages of one task's episodes `[episodes, time, ...]`, by the critic as it was before it saw them.
+
+    The linear critic has no before: it is fitted to the Monte Carlo returns of this very batch.
+    """
+    inputs = normalizer(trajectory.observation)
+    last = normalizer(trajectory.last_observation)
+    if kind == "neural":
+        return advantages(trajectory, state.critic(inputs), state.critic(last), cmdp, smoothing)
+    signal = jnp.concatenate([trajectory.reward[..., None], trajectory.costs], -1)
+    end = trajectory.terminated | trajectory.truncated
+    returns = jax.vmap(discounted_returns, in_axes=(0, 0, None))(signal, end, cmdp.discount)
+    both = jnp.concatenate([inputs, last[..., None, :]], axis=-2)
+    features = LinearCritic.features(both, cmdp.horizon)
+    critic = LinearCritic.fit(features[..., :-1, :], returns, trajectory.valid)
+    value = critic(features)
+    return advantages(trajectory, value[..., :-1, :], value[..., -1, :], cmdp, smoothing)
+
+
+def learn(
+    config: CriticConfig,
+    state: CriticState,
+    normalizer: Normalizer,
+    observations: Float[Array, "*batch observation"],
+    targets: Float[Array, "*batch signals"],
+    key: PRNGKeyArray,
+    steps: int,
+) -> CriticState:
+    """`steps` Adam steps of the neural critic on the mean squared error in units of its scale."""
+    if config.critic == "linear":
+        return state
+    optimizer = optax.adam(config.critic_learning_rate)
+    x = observations.reshape(-1, observations.shape[-1])
+    y = targets.reshape(-1, targets.shape[-1])
+    chosen = jax.random.randint(key, (steps, config.minibatch), 0, x.shape[0])
+
+    def loss(critic: Critic, rows: Array) -> Array:
+        return jnp.mean(((critic(normalizer(x[rows])) - y[rows]) / critic.scale) ** 2)
+
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def advance(arrays: CriticState, rows: Array) -> tuple[CriticState, None]:
+        now = eqx.combine(arrays, static)
+        updates, moments = optimizer.update(eqx.filter_grad(loss)(now.critic, rows), now.optimizer)
+        return eqx.filter(CriticState(eqx.apply_updates(now.critic, updates), moments), eqx.is_array), None
+
+    arrays, _ = jax.lax.scan(advance, arrays, chosen)
+    return eqx.combine(arrays, static)

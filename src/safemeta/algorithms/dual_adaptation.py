@@ -1,0 +1,201 @@
+"""One safe adaptation step: problem (1) of the dual-method paper, in three parametric forms.
+
+Given data of the current policy on one task, problem (1) has the solution `pi^u ~ pi exp((A - sum_i u_i A_ci) / eta(u))`
+(Proposition 1). A network has to represent it; `form` says how:
+
+- "natural": to second order in the parameters. The multipliers are exact for that model (`solvers.dual_quadratic`), and
+  the new parameters are `F^-1 (g - sum_i u_i b_i) / eta` away. This is Algorithm 3 with the natural gradient as
+  theta_u.
+- "fit": multipliers as above (Algorithm 3), then the network is fitted to pi^u on the same data by importance
+  weights (E.2.2).
+- "gaussian": advantages are modelled as quadratics in the action, pi^u is Gaussian in closed form (E.2.1), the multipliers
+  are exact for it, and the network is fitted to its mean and deviation.
+
+Safety comes from three things that the paper does not have: a margin below the limit, a hard limit on KL, and effects that are
+predicted across halves of the data (`directions.py`). While the estimated cost is above the limit less the margin, the
+step only lowers costs.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from safemeta.algorithms.critics import CriticState, assess
+from safemeta.algorithms.directions import Directions, constrained_step, directions
+from safemeta.algorithms.dual_config import Config
+from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
+from safemeta.algorithms.gaussian_form import fit_quadratic_advantages
+from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, halves_of, make_samples, surrogate, thinned
+from safemeta.core import CMDP, Trajectory
+from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
+from safemeta.solvers import DualSolution, Outcome, backtrack, dual_gaussian, dual_quadratic, gaussian_policy, quadratic_step
+
+OUTCOME_NAMES = ("improved", "cost lowered", "kept")
+IMPROVED, LOWERED, KEPT = range(3)
+
+
+class Evidence(NamedTuple):
+    """What was known of a policy when it was adapted, and what the step was."""
+
+    estimated_return: Float[Array, ""]
+    estimated_costs: Float[Array, " costs"]
+    multipliers: Float[Array, " costs"]
+    eta: Float[Array, ""]  # temperature of the closed form
+    kl: Float[Array, ""]
+    outcome: Int[Array, ""]
+
+
+def adapt_once(
+    config: Config,
+    cmdp: CMDP,
+    policy: GaussianPolicy,
+    critics: CriticState,
+    trajectory: Trajectory,
+    limits: Float[Array, " costs"],
+    key: PRNGKeyArray,
+) -> tuple[GaussianPolicy, Evidence, Advantages]:
+    """Adapt one policy to one task from its own episodes `[episodes, time, ...]`."""
+    advantages = assess(config.critic, critics, policy.normalizer, trajectory, cmdp, config.gae_smoothing)
+    samples = make_samples(trajectory, advantages, cmdp)
+    costs = limited_costs(trajectory, cmdp).mean(0)
+    allowance = (1 - config.margin) * limits + config.slack - costs  # what the next policy's costs may rise by
+
+    start = parameters(policy, config.adapt)
+    old = jax.lax.stop_gradient(policy(samples.observation))
+    found = _directions(config, policy, old, samples, start)
+    multipliers, improving = _dual_step(config, cmdp, found, allowance)
+    lowering, _ = constrained_step(_without_objective(found), -allowance, config.kl_limit)
+    safe = jnp.all(allowance >= 0) & (multipliers.outcome != Outcome.INFEASIBLE)
+    step = jnp.where(safe, improving, lowering)
+    if config.form != "natural":
+        fitted = _fit(config, cmdp, policy, old, samples, multipliers, allowance, key)
+        step = jnp.where(safe, parameters(fitted, config.adapt) - start, step)
+
+    def evaluate(candidate: Array) -> Surrogate:
+        return surrogate(with_parameters(policy, candidate, config.adapt), old, samples)
+
+    def accept(values: Surrogate, fraction: Array) -> Array:
+        # A cost surrogate judged on the samples that made the step flatters it: with cross-fitting it is not asked.
+        rise = values.costs + config.cost_kl_weight * values.kl
+        kept = (values.reward > 0) & (config.cross_fit | jnp.all(rise <= allowance))
+        lowered = jnp.sum(jnp.maximum(values.costs, 0)) <= 0
+        finite = jnp.isfinite(values.reward) & jnp.all(jnp.isfinite(values.costs))
+        return finite & (values.kl <= 1.5 * config.kl_limit) & jnp.where(safe, kept, lowered)
+
+    search = backtrack(evaluate, start, step, accept, shrink=0.6, steps=8)
+    outcome = jnp.where(search.accepted, jnp.where(safe, IMPROVED, LOWERED), KEPT)
+    kl = jnp.where(search.accepted, search.values.kl, 0)
+    evidence = Evidence(
+        episode_return(trajectory).mean(), costs, multipliers.multipliers, multipliers.eta, kl, outcome
+    )
+    return with_parameters(policy, search.parameters, config.adapt), evidence, advantages
+
+
+def _directions(
+    config: Config, policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples, start: Array
+) -> Directions:
+    split = halves_of(old, samples)
+
+    def halves(x: Array) -> Array:
+        new = with_parameters(policy, x, config.adapt)
+        value = jax.vmap(lambda o, s: surrogate(new, o, s))(*split)
+        return jnp.concatenate([value.reward[:, None], value.costs], axis=1)
+
+    states = thinned(samples.observation, config.fisher_states // 10)
+    weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
+    metric = fisher_metric(lambda x: with_parameters(policy, x, config.adapt)(states), start, weight)
+    return directions(
+        halves, start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
+    )
+
+
+def _dual_step(config: Config, cmdp: CMDP, found: Directions, allowance: Array) -> tuple[DualSolution, Array]:
+    """Multipliers and step of the second-order model, `effect` taking the place of the in-sample gradient products.
+
+    With coefficients c on the solutions, KL is `c S c / 2` and signal i changes by `K_i c`: the maximum is at
+    `c = S^-1 K v / eta`, `v = (1, -u)`; so `K S^-1 K` takes the place of the Gram matrix (and is it where K = S).
+    """
+    discount = effective_discount(cmdp)
+    units = jnp.concatenate([jnp.ones(1), jnp.full(allowance.shape, 1 - discount)])  # to the paper's E[A_c]
+    effect = found.effect * units[:, None]
+    shrunk = jnp.linalg.solve(found.gram + 1e-5 * jnp.diag(jnp.diagonal(found.gram)), effect.T).T
+    solution = dual_quadratic(
+        shrunk @ effect.T,
+        (1 - discount) * allowance,
+        config.kl_weight,
+        jnp.full(allowance.shape, config.cost_kl_weight),
+        discount,
+        kl_limit=config.kl_limit,
+    )
+    return solution, quadratic_step(shrunk @ found.solutions, solution.multipliers, solution.eta)
+
+
+def _without_objective(found: Directions) -> Directions:
+    """The same costs with an objective that nothing changes: what is left to do is to lower the costs."""
+    return found._replace(effect=found.effect.at[0].set(0.0))
+
+
+def _fit(
+    config: Config,
+    cmdp: CMDP,
+    policy: GaussianPolicy,
+    old: DiagonalGaussian,
+    samples: Samples,
+    dual: DualSolution,
+    allowance: Array,
+    key: PRNGKeyArray,
+) -> GaussianPolicy:
+    """The network fitted to the closed-form policy, by Adam on minibatches of the same data."""
+    start = parameters(policy, config.adapt)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (old, samples))
+    old_rows, rows = flat
+    if config.form == "gaussian":
+        model_key, key = jax.random.split(key)
+        reward_model, cost_model = fit_quadratic_advantages(config, policy, rows, model_key)
+        std = jnp.exp(old_rows.log_std)
+        discount = effective_discount(cmdp)
+        solution = dual_gaussian(
+            std,
+            reward_model,
+            cost_model,
+            rows.cost_weight / jnp.sum(rows.cost_weight),
+            (1 - discount) * allowance,
+            config.kl_weight,
+            jnp.full(allowance.shape, config.cost_kl_weight),
+            discount,
+            kl_limit=config.kl_limit,
+        )
+        mean, deviation = gaussian_policy(
+            old_rows.mean, std, reward_model, cost_model, solution.multipliers, solution.eta
+        )
+        target = DiagonalGaussian(mean, jnp.log(deviation))
+
+        def loss(x: Array, chosen: Array) -> Array:
+            new = with_parameters(policy, x, config.adapt)(rows.observation[chosen])
+            return jnp.sum(new.kl(jax.tree.map(lambda leaf: leaf[chosen], target)) * rows.valid[chosen])
+    else:
+        tilt = (rows.advantage - rows.cost_advantages @ dual.multipliers) / dual.eta
+
+        def loss(x: Array, chosen: Array) -> Array:
+            new = with_parameters(policy, x, config.adapt)(rows.observation[chosen])
+            log_ratio = new.log_prob(rows.action[chosen]) - rows.log_prob[chosen]
+            return jnp.sum(jnp.exp(log_ratio) * (log_ratio - tilt[chosen]) * rows.valid[chosen])
+
+    return with_parameters(policy, _adam(config, loss, start, rows.valid.shape[0], key), config.adapt)
+
+
+def _adam(config: Config, loss: Any, start: Array, count: int, key: PRNGKeyArray) -> Array:
+    optimizer = optax.adam(config.fit_learning_rate)
+    chosen = jax.random.randint(key, (config.fit_steps, config.minibatch), 0, count)
+
+    def advance(carry, rows):
+        x, moments = carry
+        gradient = jax.grad(loss)(x, rows) / config.minibatch
+        updates, moments = optimizer.update(gradient, moments)
+        return (x + updates, moments), None
+
+    (x, _), _ = jax.lax.scan(advance, (start, optimizer.init(start)), chosen)
+    return x

@@ -1,0 +1,73 @@
+"""FISAR's projection as an `optax` transformation: any optimizer, kept to linearised constraints."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from safemeta.solvers.projection import ProjectionMetric, project_update
+
+Parameters = Any
+
+
+class SafeProjectionState(NamedTuple):
+    """What the last projection found: read it from the optimizer's state."""
+
+    multipliers: Float[Array, " m"]
+    outcome: Int[Array, ""]  # an `Outcome`
+    feasible: Bool[Array, ""]
+
+
+def safe_projection(
+    constraints: Callable[[Parameters], Float[Array, " m"]] | None = None,
+    *,
+    rate: float = 0.1,
+    metric: ProjectionMetric = "euclidean",
+    count: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Project each update u such that `grad C_i . u <= -rate C_i` for every constraint `C_i(parameters) <= 0`.
+
+    Put it last in `optax.chain`, where updates are what is added to the parameters. `rate` is the product of FISAR's
+    alpha (how fast a violation must fall, how fast a margin may be used up) and beta (its step size): with 1, one step
+    aims at the boundary itself; to first order a violation shrinks by `1 - rate` per step. It must lie in (0, 1].
+
+    `constraints(parameters)` gives the values C[m] and is differentiated here. Where they come from samples instead,
+    leave it out, set `count` to m, and pass `constraint_values` [m] and `constraint_gradients` (a pytree as the
+    parameters, each leaf with a leading axis m) to `update`.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"safe_projection needs 0 < rate <= 1, got {rate}")
+
+    def init(params: Parameters) -> SafeProjectionState:
+        size = count if constraints is None else jax.eval_shape(constraints, params).shape[0]
+        dtype = ravel_pytree(params)[0].dtype
+        return SafeProjectionState(jnp.zeros(size, dtype), jnp.zeros((), jnp.int32), jnp.ones((), bool))
+
+    def update(
+        updates: Parameters,
+        state: Any,
+        params: Parameters | None = None,
+        *,
+        constraint_values: Float[Array, " m"] | None = None,
+        constraint_gradients: Parameters | None = None,
+        **extra: Any,
+    ) -> tuple[Parameters, SafeProjectionState]:
+        del state, extra
+        if constraints is not None:
+            if params is None:
+                raise ValueError("safe_projection differentiates its constraints: pass the parameters to `update`")
+            constraint_values, constraint_gradients = constraints(params), jax.jacrev(constraints)(params)
+        elif constraint_values is None or constraint_gradients is None:
+            raise ValueError(
+                "safe_projection() without a function needs constraint_values and constraint_gradients in `update`"
+            )
+        raw, restore = ravel_pytree(updates)
+        gradients = jax.vmap(lambda tree: ravel_pytree(tree)[0])(constraint_gradients)
+        found = project_update(raw, gradients, -rate * jnp.asarray(constraint_values), metric=metric)
+        return restore(found.update), SafeProjectionState(found.multipliers, found.outcome, found.feasible)
+
+    return optax.GradientTransformationExtraArgs(init, update)
