@@ -14,6 +14,7 @@ import safemeta
 
 TEST_COMMAND = re.compile(r"^<!-- test command -->\n```bash\n(.+?)\n```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PYTHON = re.compile(r"^```python\n(.+?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -74,6 +75,15 @@ def test_the_readme_commands_are_those_that_ci_and_docs_use(repository):
     main_job = "python3 -m venv .venv && . .venv/bin/activate && pip install . && safemeta train\n"
     assert main_job in readme
     assert main_job in (repository / "docs" / "quickstart.md").read_text()
+
+
+def test_python_in_the_documentation_uses_what_there_is(repository):
+    pages = [path for path in files_of_the_project(repository) if path.suffix == ".md"]
+    blocks = [block for page in pages for block in PYTHON.findall(page.read_text())]
+    assert blocks
+    for block in blocks:
+        compile(block, "<documentation>", "exec")
+        assert set(re.findall(r"safemeta\.(\w+)\(", block)) <= set(safemeta.__all__)
 
 
 @pytest.mark.slow

@@ -137,10 +137,13 @@ def quadratic_program(
 
 
 def finite_differences(function, point: np.ndarray, step: float = 1e-4) -> np.ndarray:
-    """The Jacobian of `function` at a flat `point`, by central differences of fourth order; last axis is the input."""
+    """The Jacobian of `function` at `point`, by central differences of fourth order.
+
+    The last axis of `point` is what is varied, and becomes the last axis of the answer; others are batch axes.
+    """
     columns = []
-    for index in range(point.size):
-        shift = np.zeros_like(point)
+    for index in range(point.shape[-1]):
+        shift = np.zeros(point.shape[-1])
         shift[index] = step
         near = np.asarray(function(point + shift)) - np.asarray(function(point - shift))
         far = np.asarray(function(point + 2 * shift)) - np.asarray(function(point - 2 * shift))

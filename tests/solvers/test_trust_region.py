@@ -15,7 +15,7 @@ from safemeta.solvers.trust_region import _check_shapes
 @jax.jit
 def solve(objective, constraints, violations, matrix, radius):
     return trust_region_step(
-        objective, constraints, violations, lambda v: matrix @ v, radius, iterations=2000, tolerance=1e-14
+        objective, constraints, violations, lambda v: matrix @ v, radius, iterations=600, tolerance=1e-14
     )
 
 
@@ -189,7 +189,9 @@ def test_few_iterations_stay_within_radius_and_constraints_and_are_reported(rng)
     b = jnp.array([-0.01, 0.005])
 
     def few(tolerance):
-        step = jax.jit(lambda *p: trust_region_step(*p, lambda v: matrix @ v, radius, iterations=4, tolerance=tolerance))
+        step = jax.jit(
+            lambda *p: trust_region_step(*p, lambda v: matrix @ v, radius, iterations=4, tolerance=tolerance)
+        )
         return step(g, a, b)
 
     found = few(0.0)

@@ -13,7 +13,8 @@ Metrics = dict[str, Array]  # name -> scalar
 class Adaptation(eqx.Module):
     """A meta-learner's policies 0..K on new tasks, with the evidence that it had while it adapted.
 
-    `policies` is a policy whose array leaves are `[policies, tasks, ...]`, policies = steps + 1; policy 0 is the meta-policy. `estimated_return` and
+    `policies` is a policy whose array leaves are `[policies, tasks, ...]`, steps + 1 of them; the first is the
+    meta-policy. `estimated_return` and
     `estimated_costs` come from the data that adapted the policy: judge on fresh episodes instead.
     """
 

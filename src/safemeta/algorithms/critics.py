@@ -1,4 +1,4 @@
-"""How on-policy learners judge states: a neural critic that is carried along, or a linear one fitted anew to each batch."""
+"""How on-policy learners judge states: a neural critic that is carried along, or a linear one fitted to each batch."""
 
 from typing import Any, Literal, Protocol
 
@@ -36,6 +36,7 @@ class CriticState(eqx.Module):
 
 
 def init_critic(config: CriticConfig, cmdp: CMDP, key: PRNGKeyArray) -> CriticState:
+    """A fresh critic of the reward and of every cost."""
     critic = Critic.create(cmdp.observation_size, 1 + len(cmdp.cost_names), key, hidden=config.hidden)
     return CriticState(critic, optax.adam(config.critic_learning_rate).init(eqx.filter(critic, eqx.is_array)))
 

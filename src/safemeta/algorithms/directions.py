@@ -1,14 +1,14 @@
 """Directions of improvement: policy gradients of the reward and of every cost, seen through the Fisher metric.
 
-A step `F^-1 (c_0 g + c_1 b_1 + ...)` is made of gradients that were estimated on the same samples on which its effect is
-then predicted. The prediction `step . b` is therefore too good: noise in b counts as signal, and with thousands of
-parameters and a few episodes most of `b' F^-1 b` is noise (measured on Point-Circle: 50 to 90 %). A learner that believes
-it overestimates how much it lowers a cost, and drifts above its limit. So effects are predicted *across* two halves of the
-episodes: with `b = (b' + b'') / 2`, the product `b' F^-1 b''` of independent halves has the true value as its mean, and
-equals `b F^-1 b - e F^-1 e` with `e = (b' - b'') / 2`.
+A step `F^-1 (c_0 g + c_1 b_1 + ...)` is made of gradients that were estimated on the same samples on which its
+effect is then predicted. The prediction `step . b` is therefore too good: noise in b counts as signal, and with
+thousands of parameters and a few episodes most of `b' F^-1 b` is noise (measured on Point-Circle: 50 to 90 %). A
+learner that believes it overestimates how much it lowers a cost, and drifts above its limit. So effects are
+predicted *across* two halves of the episodes: with `b = (b' + b'') / 2`, the product `b' F^-1 b''` of independent
+halves has the true value as its mean, and equals `b F^-1 b - e F^-1 e` with `e = (b' - b'') / 2`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from safemeta.solvers import Metric, TrustRegionStep, solve_rows, trust_region_step
 
 Vector = Float[Array, " parameters"]
+Predictions = Callable[[Vector], Float[Array, "2 signals"]]
 
 
 class Directions(NamedTuple):
@@ -29,7 +30,7 @@ class Directions(NamedTuple):
 
 
 def directions(
-    halves: Callable[[Vector], Float[Array, "2 signals"]],
+    predictions: Sequence[Predictions],
     at: Vector,
     metric: Metric,
     *,
@@ -37,19 +38,17 @@ def directions(
     iterations: int,
     damping: float,
 ) -> Directions:
-    """`halves(x)` predicts every signal at parameters x from either half of the episodes.
+    """Gradients of all signals, through the metric.
 
-    Without `cross_fit`, effects are the in-sample ones, `effect = gram` (plain TRPO and CPO).
+    Each of `predictions` gives one or more signals at parameters x, from either half of the episodes: `[2, signals]`.
+
+    Signals that read the same samples belong in one function, others in several, so that no sample is
+    differentiated for a signal that does not depend on it. Without `cross_fit`, effects are the in-sample ones,
+    `effect = gram` (plain TRPO and CPO).
     """
-    value, pullback = jax.vjp(halves, at)
-    signals = value.shape[1]
-    if cross_fit:
-        basis = jnp.eye(2 * signals, dtype=value.dtype).reshape(-1, 2, signals)
-        first, second = jax.vmap(lambda row: pullback(row)[0])(basis).reshape(2, signals, -1)
-        rows = jnp.concatenate([first + second, first - second]) / 2
-    else:
-        basis = jnp.repeat(jnp.eye(signals, dtype=value.dtype)[:, None], 2, axis=1) / 2
-        rows = jax.vmap(lambda row: pullback(row)[0])(basis)
+    rows = [jnp.concatenate(part) for part in zip(*(_gradients(f, at, cross_fit) for f in predictions), strict=True)]
+    signals = rows[0].shape[0]
+    rows = jnp.concatenate(rows)
     solutions = solve_rows(metric, rows, iterations=iterations, damping=damping).solution
     gram = rows[:signals] @ solutions[:signals].T
     gram = (gram + gram.T) / 2
@@ -57,6 +56,14 @@ def directions(
         return Directions(solutions, gram, gram)
     noise = rows[signals:] @ solutions[signals:].T
     return Directions(solutions[:signals], gram, gram - (noise + noise.T) / 2)
+
+
+def _gradients(predictions: Predictions, at: Vector, cross_fit: bool) -> list[Float[Array, "signals parameters"]]:
+    """Mean gradient of both halves; with `cross_fit` also half of their difference."""
+    if not cross_fit:
+        return [jax.jacrev(lambda x: predictions(x).mean(0))(at)]
+    first, second = jax.jacrev(predictions)(at)
+    return [(first + second) / 2, (first - second) / 2]
 
 
 def constrained_step(

@@ -1,16 +1,16 @@
 """Safe meta-RL by the dual method (Xu and Zhu): safe policy adaptation and safe meta-policy training.
 
-One meta-iteration (Algorithms 2 and 4): the meta-policy acts on a batch of tasks; each task's policy is adapted from it in one
-step (`dual_adaptation.py`); the adapted policies act; the meta-gradient (eq. 6) `E_{pi^tau}[grad f_phi Q^tau]` moves
-the meta-policy within a trust region. The meta-policy itself has to be safe on *every* task, because it is the first policy used
-on a new one. `meta_update` says how that is kept:
+One meta-iteration (Algorithms 2 and 4): the meta-policy acts on a batch of tasks; each task's policy is adapted
+from it in one step (`dual_adaptation.py`); the adapted policies act; the meta-gradient (eq. 6) `E_{pi^tau}[grad
+f_phi Q^tau]` moves the meta-policy within a trust region. The meta-policy itself has to be safe on *every* task,
+because it is the first policy used on a new one. `meta_update` says how that is kept:
 
 - "switch", the paper's: a step up the meta-gradient while every sampled task is safe, else a step down the cost.
-- "constrained": one step up the meta-gradient subject to the cost on the worst tasks of the batch. Narrow tasks are rare
-  in a batch, so some of it are the hardest corner of the distribution.
+- "constrained": one step up the meta-gradient subject to the cost on the worst tasks of the batch. Narrow tasks are
+  rare in a batch, so some of it are the hardest corner of the distribution.
 
-The state remembers the best meta-policy whose cost, on validation tasks and on the hardest corner, was below the limit by a
-margin and two standard errors; that one is used at test time.
+The state remembers the best meta-policy whose cost, on validation tasks and on the hardest corner, was below the
+limit by a margin and two standard errors; that one is used at test time.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ class Candidate(eqx.Module):
 
 
 class State(eqx.Module):
-    """`current` is being trained; `best` is the best one that was validated as safe (`best_return` is -inf before any)."""
+    """`current` is being trained; `best` is the best one validated as safe (`best_return` is -inf before any)."""
 
     current: Candidate
     best: Candidate
@@ -55,7 +55,9 @@ class Validation(eqx.Module):
     """Fresh episodes of a meta-policy on validation tasks and on the hardest corner."""
 
     mean_return: Float[Array, ""]
-    largest_costs: Float[Array, " costs"]  # per cost the largest mean over tasks, plus two standard errors on the corner
+    largest_costs: Float[
+        Array, " costs"
+    ]  # per cost the largest mean over tasks, plus two standard errors on the corner
     safe: Bool[Array, ""]
 
 
@@ -77,7 +79,7 @@ class Algorithm:
             initial_log_std=self.config.initial_log_std,
         )
         start = Candidate(policy, init_critic(self.config, cmdp, critic_key))
-        return State(start, start, jnp.asarray(-jnp.inf), jnp.zeros(len(cmdp.cost_names)))
+        return State(start, start, jnp.zeros(()) - jnp.inf, jnp.zeros(len(cmdp.cost_names)))
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
         return _iterate(self.config, world, state, key)
@@ -91,7 +93,7 @@ class Algorithm:
         return 2 * self.config.tasks * self.config.episodes * cmdp.horizon
 
     def adapt(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
-        """Adapt to each task for `steps` steps; each step learns from `episodes` fresh episodes of the newest policy."""
+        """Adapt to each task; each of `steps` steps learns from `episodes` fresh episodes of the newest policy."""
         return _adapt(self.config, world, _chosen(state), tasks, key, steps)
 
 
@@ -135,9 +137,7 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     policy, correction, step_metrics = meta_step(config, cmdp, now.policy, batch)
     observations = jnp.concatenate([before.observation, after.observation], axis=1)
     targets = jnp.concatenate([before_advantages.target, after_advantages.target], axis=1)
-    critics = learn(
-        config, now.critics, now.policy.normalizer, observations, targets, critic_key, config.critic_steps
-    )
+    critics = learn(config, now.critics, now.policy.normalizer, observations, targets, critic_key, config.critic_steps)
     policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(observations))
 
     following = Candidate(policy, critics)
@@ -224,9 +224,7 @@ def _adapt_step(
     return jax.vmap(one)(policies, critics, rows, tasks.limits, *keys)
 
 
-def _adapt(
-    config: Config, world: World, start: Candidate, tasks: Tasks, key: PRNGKeyArray, steps: int
-) -> Adaptation:
+def _adapt(config: Config, world: World, start: Candidate, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
     repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tasks.count, *leaf.shape)), start)
     policies, critics = repeated.policy, repeated.critics
     used, evidence = [policies], []

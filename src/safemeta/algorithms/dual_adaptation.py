@@ -1,19 +1,19 @@
 """One safe adaptation step: problem (1) of the dual-method paper, in three parametric forms.
 
-Given data of the current policy on one task, problem (1) has the solution `pi^u ~ pi exp((A - sum_i u_i A_ci) / eta(u))`
-(Proposition 1). A network has to represent it; `form` says how:
+Given data of the current policy on one task, problem (1) has the solution `pi^u ~ pi exp((A - sum_i u_i A_ci) /
+eta(u))` (Proposition 1). A network has to represent it; `form` says how:
 
 - "natural": to second order in the parameters. The multipliers are exact for that model (`solvers.dual_quadratic`), and
   the new parameters are `F^-1 (g - sum_i u_i b_i) / eta` away. This is Algorithm 3 with the natural gradient as
   theta_u.
 - "fit": multipliers as above (Algorithm 3), then the network is fitted to pi^u on the same data by importance
   weights (E.2.2).
-- "gaussian": advantages are modelled as quadratics in the action, pi^u is Gaussian in closed form (E.2.1), the multipliers
-  are exact for it, and the network is fitted to its mean and deviation.
+- "gaussian": advantages are modelled as quadratics in the action, pi^u is Gaussian in closed form (E.2.1), the
+  multipliers are exact for it, and the network is fitted to its mean and deviation.
 
-Safety comes from three things that the paper does not have: a margin below the limit, a hard limit on KL, and effects that are
-predicted across halves of the data (`directions.py`). While the estimated cost is above the limit less the margin, the
-step only lowers costs.
+Safety comes from what the paper does not have: a margin below the limit and a hard limit on KL. While the estimated
+cost is above the limit less the margin, the step only lowers costs. With `cross_fit`, effects are predicted across
+halves of the data (`directions.py`).
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +31,15 @@ from safemeta.algorithms.gaussian_form import fit_quadratic_advantages
 from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, halves_of, make_samples, surrogate, thinned
 from safemeta.core import CMDP, Trajectory
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
-from safemeta.solvers import DualSolution, Outcome, backtrack, dual_gaussian, dual_quadratic, gaussian_policy, quadratic_step
+from safemeta.solvers import (
+    DualSolution,
+    Outcome,
+    backtrack,
+    dual_gaussian,
+    dual_quadratic,
+    gaussian_policy,
+    quadratic_step,
+)
 
 OUTCOME_NAMES = ("improved", "cost lowered", "kept")
 IMPROVED, LOWERED, KEPT = range(3)
@@ -88,9 +96,7 @@ def adapt_once(
     search = backtrack(evaluate, start, step, accept, shrink=0.6, steps=8)
     outcome = jnp.where(search.accepted, jnp.where(safe, IMPROVED, LOWERED), KEPT)
     kl = jnp.where(search.accepted, search.values.kl, 0)
-    evidence = Evidence(
-        episode_return(trajectory).mean(), costs, multipliers.multipliers, multipliers.eta, kl, outcome
-    )
+    evidence = Evidence(episode_return(trajectory).mean(), costs, multipliers.multipliers, multipliers.eta, kl, outcome)
     return with_parameters(policy, search.parameters, config.adapt), evidence, advantages
 
 
@@ -108,7 +114,7 @@ def _directions(
     weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
     metric = fisher_metric(lambda x: with_parameters(policy, x, config.adapt)(states), start, weight)
     return directions(
-        halves, start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
+        [halves], start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
     )
 
 

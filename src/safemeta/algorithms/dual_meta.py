@@ -1,6 +1,5 @@
 """The meta-step of the dual method: one trust-region step of the meta-policy on the data of a batch of tasks."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.directions import constrained_step, directions
+from safemeta.algorithms.directions import Predictions, constrained_step, directions
 from safemeta.algorithms.dual_adaptation import Evidence
 from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.estimation import Advantages
@@ -29,7 +28,7 @@ from safemeta.solvers import backtrack
 
 
 class MetaBatch(NamedTuple):
-    """Leaves are `[tasks, episodes, time, ...]`; `before` was collected by the meta-policy, `after` by the adapted ones."""
+    """Leaves are `[tasks, episodes, time, ...]`; the meta-policy collected `before`, the adapted ones `after`."""
 
     before: Trajectory
     before_advantages: Advantages
@@ -39,7 +38,7 @@ class MetaBatch(NamedTuple):
     adapted_log_prob: Float[Array, "tasks episodes time"]  # of the actions in `before`, under the adapted policies
     costs: Float[Array, "tasks costs"]  # of the meta-policy
     limits: Float[Array, "tasks costs"]
-    correction: Float[Array, " costs"]  # added to the measured violation: see `corrected`
+    correction: Float[Array, " costs"]  # added to the measured violation, see `meta_step`
 
 
 class _Problem(NamedTuple):
@@ -54,18 +53,24 @@ class _Problem(NamedTuple):
 def meta_step(
     config: Config, cmdp: CMDP, policy: GaussianPolicy, batch: MetaBatch
 ) -> tuple[GaussianPolicy, Float[Array, " costs"], Metrics]:
-    """The meta-policy after one step; its normaliser is left as it is."""
+    """The meta-policy after one step (its normaliser is left as it is), and the next correction.
+
+    The linearised cost is believed too good, since it is predicted on the samples that made the step: without a
+    correction the cost settles above its target. So the accumulated excess (`integral_gain` per iteration) is added
+    to the measured violation, as the integral part of a controller does; it never falls below zero and never
+    exceeds the limit.
+    """
     problem = _constrained(config, cmdp, policy, batch)
     if config.meta_update == "switch":
         problem = _switched(config, batch, problem)
     start = parameters(policy)
     reference = jax.lax.stop_gradient(policy(problem.costs.observation))
-    halves = _predictions(policy, problem)
+    objective, costs = _predictions(policy, problem)
     states = thinned(problem.costs.observation, config.fisher_states)
     weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
     metric = fisher_metric(lambda x: with_parameters(policy, x)(states), start, weight)
     found = directions(
-        halves,
+        [objective, costs] if problem.violations.size else [objective],
         start,
         metric,
         cross_fit=config.meta_cross_fit,
@@ -76,7 +81,7 @@ def meta_step(
 
     def evaluate(x: Array) -> tuple[Array, Array]:
         kl = with_parameters(policy, x)(problem.costs.observation).kl(reference)
-        return halves(x)[:, 0].mean(), jnp.sum(kl * problem.costs.valid) / jnp.sum(problem.costs.valid)
+        return objective(x).mean(), jnp.sum(kl * problem.costs.valid) / jnp.sum(problem.costs.valid)
 
     def accept(values: tuple[Array, Array], fraction: Array) -> Array:
         gain, kl = values
@@ -85,42 +90,40 @@ def meta_step(
         return jnp.isfinite(gain) & (kl <= 1.5 * config.meta_kl) & wanted
 
     search = backtrack(evaluate, start, step, accept, shrink=0.7, steps=8)
-    following = batch.correction
+    correction = batch.correction
     if problem.violations.size:
-        excess = problem.violations - batch.correction
-        following = jnp.clip(batch.correction + config.integral_gain * excess, 0.0, batch.limits.mean(0))
+        excess = problem.violations - correction
+        correction = jnp.clip(correction + config.integral_gain * excess, 0.0, batch.limits.mean(0))
     metrics = {
         "meta_kl": jnp.where(search.accepted, search.values[1], 0.0),
         "meta_feasible": solved.feasible.astype(jnp.float32),
-        "violation": problem.violations.sum(), "meta_signal": found.effect[-1,-1]/found.gram[-1,-1],
         "meta_accepted": search.accepted.astype(jnp.float32),
     }
-    return with_parameters(policy, search.parameters), following, metrics
+    return with_parameters(policy, search.parameters), correction, metrics
 
 
-def _predictions(policy: GaussianPolicy, problem: _Problem) -> Callable[[Vector], Float[Array, "2 signals"]]:
-    """Predicted objective and constrained costs of new parameters, from either half of each task's episodes."""
+def _predictions(policy: GaussianPolicy, problem: _Problem) -> tuple[Predictions, Predictions]:
+    """Predicted objective, and constrained costs, of new parameters, from either half of each task's episodes."""
 
     def split(samples: Samples) -> tuple[DiagonalGaussian, Samples]:
         old = jax.lax.stop_gradient(policy(samples.observation))
         return jax.vmap(halves_of)(old, samples)
 
     objectives = [split(samples) for samples in problem.objectives]
-    costs = split(problem.costs)
+    bounded = split(problem.costs)
 
-    def halves(x: Vector) -> Float[Array, "2 signals"]:
+    def predict(x: Vector, pair: tuple[DiagonalGaussian, Samples]) -> Surrogate:
+        """Leaves `[tasks, halves, ...]`."""
         new = with_parameters(policy, x)
+        return jax.vmap(jax.vmap(lambda old, samples: surrogate(new, old, samples)))(*pair)
 
-        def of(pair: tuple[DiagonalGaussian, Samples]) -> Surrogate:
-            return jax.vmap(jax.vmap(lambda old, samples: surrogate(new, old, samples)))(*pair)
+    def objective(x: Vector) -> Float[Array, "2 1"]:
+        return sum((predict(x, pair).reward.mean(0) for pair in objectives), start=jnp.zeros(2))[:, None]
 
-        reward = sum((of(pair).reward.mean(0) for pair in objectives), start=jnp.zeros(2))[:, None]
-        if not problem.violations.size:
-            return reward
-        bounded = jnp.einsum("tc,thc->hc", problem.task_weight, of(costs).costs)
-        return jnp.concatenate([reward, bounded], axis=1)
+    def costs(x: Vector) -> Float[Array, "2 costs"]:
+        return jnp.einsum("tc,thc->hc", problem.task_weight, predict(x, bounded).costs)
 
-    return halves
+    return objective, costs
 
 
 def _constrained(config: Config, cmdp: CMDP, policy: GaussianPolicy, batch: MetaBatch) -> _Problem:
@@ -150,9 +153,7 @@ def _switched(config: Config, batch: MetaBatch, up: _Problem) -> _Problem:
     share = unsafe / jnp.maximum(unsafe.mean(), 1e-9)  # since the objective is a mean over all tasks
     cost = jnp.take_along_axis(up.costs.cost_advantages, worst[:, None, None, None], axis=-1)[..., 0]
     weight = up.costs.cost_weight / jnp.sum(up.costs.cost_weight, axis=(1, 2), keepdims=True)
-    down = eqx.tree_at(
-        lambda s: (s.advantage, s.reward_weight), up.costs, (-cost * share[:, None, None], weight)
-    )
+    down = eqx.tree_at(lambda s: (s.advantage, s.reward_weight), up.costs, (-cost * share[:, None, None], weight))
     idle = eqx.tree_at(lambda s: s.advantage, down, jnp.zeros_like(down.advantage))
     instead = (down, *(idle for _ in up.objectives[1:]))
     chosen = jax.tree.map(lambda d, u: jnp.where(jnp.any(unsafe), d, u), instead, up.objectives)
@@ -160,7 +161,7 @@ def _switched(config: Config, batch: MetaBatch, up: _Problem) -> _Problem:
 
 
 def _through_adaptation(cmdp: CMDP, batch: MetaBatch, before: Samples) -> Samples:
-    """The second term of eq. 6, `eta^-1 grad Qbar^phi(s, a) Q^tau(s, a)`, as a policy gradient on the meta-policy's data.
+    """The second term of eq. 6, `eta^-1 grad Qbar Q^tau`, as a policy gradient on the meta-policy's data.
 
     With `Qbar = Q - sum_i u_i Q_ci`, `grad Qbar(s_t, a_t) = E sum_{k > t} discount^(k - t) grad log pi(a_k | s_k)
     Abar(s_k, a_k)`. Exchanging the sums gives each step k the weight `sum_{t < k} discount^(k - t) rho_t A(s_t, a_t)`,

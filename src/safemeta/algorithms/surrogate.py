@@ -34,9 +34,9 @@ def make_samples(
 ) -> Samples:
     """Samples of one task, weighted so that the surrogates are in the units of the problem.
 
-    By the performance-difference lemma a change of policy changes a *discounted* cost by
-    `E[sum_t discount^t A_c(s_t, a_t)]` under the new policy: the weights `discount^t` belong there and are kept, since a
-    limit is a promise. For the reward, whose scale is free, uniform weights use the whole episode.
+    By the performance-difference lemma a change of policy changes a *discounted* cost by `E[sum_t discount^t
+    A_c(s_t, a_t)]` under the new policy: the weights `discount^t` belong there and are kept, since a limit is a
+    promise. For the reward, whose scale is free, uniform weights use the whole episode.
     """
     valid = trajectory.valid
     cost_weight = jnp.broadcast_to(cmdp.cost_weights(trajectory.reward.dtype), valid.shape) * valid
@@ -59,8 +59,8 @@ def make_samples(
 class Surrogate(eqx.Module):
     """Predicted effect of a new policy on one task, relative to the one that acted.
 
-    `reward` is `E[A]` (per step, weighted as the samples say), `costs` the change of each limited quantity, `kl` the mean
-    `KL(new || old)` over visited states: the order of the dual-method paper.
+    `reward` is `E[A]` (per step, weighted as the samples say), `costs` the change of each limited quantity, `kl`
+    the mean `KL(new || old)` over visited states: the order of the dual-method paper.
     """
 
     reward: Float[Array, ""]

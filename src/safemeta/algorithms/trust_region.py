@@ -171,16 +171,14 @@ def trust_region_update(
     samples: Samples,
     violations: Float[Array, " costs"],
 ) -> tuple[GaussianPolicy, Metrics]:
-    """One step on samples `[tasks, episodes, time, ...]`; every task counts alike, constraints bound the mean over tasks."""
+    """One step on samples `[tasks, episodes, time, ...]`; every task counts alike, also in the constraints."""
     old = jax.lax.stop_gradient(policy(samples.observation))
     split = jax.vmap(halves_of)(old, samples) if config.cross_fit else (old, samples)
     start = parameters(policy)
 
     def evaluate(x: Array) -> Surrogate:
         new = with_parameters(policy, x)
-        return jax.tree.map(
-            lambda leaf: leaf.mean(0), jax.vmap(lambda o, s: surrogate(new, o, s))(old, samples)
-        )
+        return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(lambda o, s: surrogate(new, o, s))(old, samples))
 
     def halves(x: Array) -> Float[Array, "2 signals"]:
         if not config.cross_fit:
@@ -196,7 +194,7 @@ def trust_region_update(
     weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
     metric = fisher_metric(lambda x: with_parameters(policy, x)(states), start, weight)
     found = directions(
-        halves, start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
+        [halves], start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
     )
     bounds = violations if constrained else violations[:0]
     step, solved = constrained_step(found, bounds, config.kl_radius)

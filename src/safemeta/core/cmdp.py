@@ -98,8 +98,6 @@ class World(Protocol):
     ) -> Performance: ...
 
 
-def violated(
-    costs: Float[Array, "*batch costs"], limits: Float[Array, "*batch costs"]
-) -> Bool[Array, "*batch"]:
+def violated(costs: Float[Array, "*batch costs"], limits: Float[Array, "*batch costs"]) -> Bool[Array, "*batch"]:
     """Whether any cost is above its limit."""
     return jnp.any(costs > limits, axis=-1)

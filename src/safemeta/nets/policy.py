@@ -47,7 +47,7 @@ class GaussianPolicy(eqx.Module):
     ) -> "GaussianPolicy":
         outputs = action_size * (2 if deviation == "state" else 1)
         mlp = MLP.create(observation_size, outputs, hidden, key, output_gain=0.01)
-        network = PolicyNetwork(mlp, jnp.full(action_size, initial_log_std))
+        network = PolicyNetwork(mlp, jnp.zeros(action_size) + initial_log_std)
         return GaussianPolicy(Normalizer.create(observation_size), network, deviation)
 
     def __call__(self, observation: Float[Array, "*batch observation"]) -> DiagonalGaussian:

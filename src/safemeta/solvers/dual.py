@@ -266,7 +266,7 @@ def _solve(
     model: Callable[[Array], DualModel],
     problem: _Problem,
     limited: bool,
-    method: Method,
+    method: str,
     iterations: int | None,
     tolerance: float | None,
     learning_rate: float,

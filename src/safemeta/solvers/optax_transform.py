@@ -35,6 +35,10 @@ def safe_projection(
     alpha (how fast a violation must fall, how fast a margin may be used up) and beta (its step size): with 1, one step
     aims at the boundary itself; to first order a violation shrinks by `1 - rate` per step. It must lie in (0, 1].
 
+    The projection is Euclidean, so an optimizer that follows the gradient (momentum included) rests at the constrained
+    optimum, while one that rescales it entry by entry (Adam) rests where its own direction is normal to the
+    constraints: feasible, but in general not quite optimal.
+
     `constraints(parameters)` gives the values C[m] and is differentiated here. Where they come from samples instead,
     leave it out, set `count` to m, and pass `constraint_values` [m] and `constraint_gradients` (a pytree as the
     parameters, each leaf with a leading axis m) to `update`.

@@ -113,7 +113,8 @@ def trust_region_step(
     frozen, fixed = jax.lax.stop_gradient((problem, solves))
     length = jnp.sqrt(2 * jax.lax.stop_gradient(radius))
 
-    basis = orthonormal_rows(fixed.solution, fixed.image)
+    # The images are exact to rounding only, so that what is left of a nearly dependent row has no reliable length.
+    basis = orthonormal_rows(fixed.solution, fixed.image, dependent=None if metric is None else rounding(dtype, 0.5))
     small = _search(frozen, basis, length)
     formula = _formula(problem, solves.solution, radius, small)
     gram = _gram(problem.rows, solves.solution)
