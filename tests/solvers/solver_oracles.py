@@ -73,7 +73,7 @@ class Reference(NamedTuple):
 
 
 def reference_step(problem: Problem) -> Reference:
-    """Solve with cvxpy and Clarabel, in variables and rows of length one (an equivalent problem, kinder to Clarabel)."""
+    """Solve with cvxpy and Clarabel, in variables and rows of length one (equivalent, and kinder to Clarabel)."""
     factor = np.linalg.cholesky(problem.matrix)
     length = np.sqrt(2 * problem.radius)
     objective = np.linalg.solve(factor, problem.objective) * length

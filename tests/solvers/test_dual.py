@@ -97,7 +97,7 @@ def test_gradient_is_equation_5(rng):
 def test_algorithm_1_takes_the_papers_steps(rng):
     """Three iterations of `u <- max(0, u - rate dL/du)` from u = 0, written out; and where they lead."""
     problem = discrete_problem(rng)
-    log_prob, advantage, costs, weight, budget, lam, lam_cost = map(np.asarray, problem)
+    log_prob, _, costs, weight, budget, lam, lam_cost = map(np.asarray, problem)
 
     def gradient(u):
         eta = lam + (1 - DISCOUNT) * u @ lam_cost

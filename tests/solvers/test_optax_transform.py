@@ -19,7 +19,7 @@ OPTIMIZERS = {"sgd": optax.sgd(0.05), "momentum": optax.sgd(0.02, momentum=0.7),
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_is_kept_to_the_constraints(name):
-    """And those that follow the gradient rest at the constrained optimum. Adam rests where *its* direction is normal."""
+    """And those that follow the gradient rest at the constrained optimum. Adam rests elsewhere."""
     chained = optax.chain(OPTIMIZERS[name], safe_projection(inside_disc, rate=0.5))
     parameters = {"x": jnp.array([0.0, 1.5]), "bias": jnp.array(0.0)}
     start_violation = inside_disc(parameters)[0]

@@ -114,7 +114,7 @@ def test_one_constraint_is_the_same_in_both_metrics(rng):
 
 
 def test_closed_form_pays_for_nearly_parallel_rows_and_falls_back_where_it_is_undefined():
-    """The reference's example: rows (1, 0) and (1, e); the closed form moves by 0.5 / e, the nearest point is 1 away."""
+    """The reference's example: rows (1, 0) and (1, e); the closed form moves by 0.5 / e, the nearest point by 1."""
     raw, bounds = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.5])
     rows = jnp.array([[1.0, 0.0], [1.0, 0.01]])
     assert np.linalg.norm(closed_form(raw, rows, bounds).update - raw) == pytest.approx(50, rel=0.01)

@@ -75,7 +75,7 @@ def adapt_once(
     old = jax.lax.stop_gradient(policy(samples.observation))
     found = _directions(config, policy, old, samples, start)
     multipliers, improving = _dual_step(config, cmdp, found, allowance)
-    lowering, _ = constrained_step(_without_objective(found), -allowance, config.kl_limit)
+    lowering, _ = constrained_step(_without_objective(found), -config.lowering * allowance, config.kl_limit)
     safe = jnp.all(allowance >= 0) & (multipliers.outcome != Outcome.INFEASIBLE)
     step = jnp.where(safe, improving, lowering)
     if config.form != "natural":

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from safemeta.solvers._dense import solve_positive
+
 Method = Literal["newton", "projected_gradient"]
 
 
@@ -77,7 +79,7 @@ def implicit(model: Callable[[Float[Array, " p"]], DualModel], minimum: Minimum)
     for _ in range(2):
         here = model(point)
         block = here.hessian * free * free[:, None] + fixed + _ridge(here.hessian)
-        point = point - free * jnp.linalg.solve(block, free * here.gradient)
+        point = point - free * solve_positive(block, (free * here.gradient)[:, None])[:, 0]
     return point
 
 
@@ -104,7 +106,7 @@ def _newton_step(
     held = _projected(point, here.gradient, limit) == 0
     free = (~held).astype(point.dtype)
     block = here.hessian * free * free[:, None] + jnp.diag(1 - free) + _ridge(here.hessian)
-    direction = -free * jnp.linalg.solve(block, free * here.gradient)
+    direction = -free * solve_positive(block, (free * here.gradient)[:, None])[:, 0]
     noise = 10 * jnp.finfo(point.dtype).eps * (jnp.abs(here.value) + point @ here.scale)
     size = jnp.linalg.norm(_projected(point, here.gradient, limit) / here.scale)
 

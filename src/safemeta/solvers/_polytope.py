@@ -28,11 +28,19 @@ class NearestPoint(NamedTuple):
     converged: Bool[Array, ""]
 
 
+class _Factors(NamedTuple):
+    """The active rows, `rows[slots] = R' basis`, and what is needed to solve with them."""
+
+    slots: Int[Array, " k"]  # active rows, in the order in which they came; -1 is an empty slot
+    basis: Float[Array, "k k"]  # orthonormal rows; zero for an empty slot
+    inverse: Float[Array, "k k"]  # R^-1, upper triangular
+
+
 class _State(NamedTuple):
     iteration: Int[Array, ""]
     point: Float[Array, " k"]
-    slots: Int[Array, " k"]  # active rows, in the order in which they came; -1 is an empty slot
-    duals: Float[Array, " k"]  # their multipliers
+    factors: _Factors
+    duals: Float[Array, " k"]  # multipliers of the slots
     entering: Int[Array, ""]  # the row that is being taken in; -1: none
     entering_dual: Float[Array, ""]
     feasible: Bool[Array, ""]
@@ -54,7 +62,8 @@ def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed:
 
     def advance(state: _State) -> _State:
         excess = jnp.where(used, rows @ state.point - bounds, -jnp.inf)
-        excess = excess.at[state.slots].set(-jnp.inf, mode="drop", wrap_negative_indices=False)
+        held = state.factors.slots
+        excess = excess.at[jnp.where(held >= 0, held, count)].set(-jnp.inf, mode="drop")
         worst = jnp.argmax(excess)
         finished = (state.entering < 0) & (excess[worst] <= slack * (1 + jnp.linalg.norm(state.point)))
         row = jnp.where(state.entering < 0, worst, state.entering)
@@ -67,7 +76,7 @@ def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed:
     start = _State(
         iteration=integer,
         point=jnp.zeros(size, rows.dtype),
-        slots=jnp.full(size, -1, jnp.int32),
+        factors=_nothing(size, rows.dtype),
         duals=jnp.zeros(size, rows.dtype),
         entering=integer - 1,
         entering_dual=jnp.zeros((), rows.dtype),
@@ -76,59 +85,81 @@ def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed:
     )
     final = jax.lax.while_loop(proceed, advance, start)
     point, duals = _polished(rows, bounds, final)
-    taken = jnp.where(final.slots >= 0, final.slots, count)
+    slots = final.factors.slots
+    taken = jnp.where(slots >= 0, slots, count)
     multipliers = jnp.zeros(count, rows.dtype).at[taken].set(duals, mode="drop")
     active = jnp.zeros(count, bool).at[taken].set(True, mode="drop")
     return NearestPoint(point, multipliers, active, final.feasible, final.done)
 
 
-def _factors(rows: Array, slots: Array) -> tuple[Array, Array]:
-    """Q [k, k] with zero columns for empty slots, and R [k, k] with ones on their diagonal."""
-    filled = slots >= 0
-    chosen = jnp.where(filled[:, None], rows[slots], 0)
-    orthogonal, triangle = jnp.linalg.qr(chosen.T)
-    return orthogonal * filled, triangle * filled + jnp.diag((~filled).astype(rows.dtype))
+def _nothing(size: int, dtype: jnp.dtype) -> _Factors:
+    return _Factors(jnp.full(size, -1, jnp.int32), jnp.zeros((size, size), dtype), jnp.zeros((size, size), dtype))
+
+
+def _split(factors: _Factors, normal: Array) -> tuple[Array, Array]:
+    """A row's coordinates in the basis, and what is left of it across the basis."""
+    along = factors.basis @ normal
+    across = normal - along @ factors.basis
+    missed = factors.basis @ across  # once more: removes what rounding left
+    return along + missed, across - missed @ factors.basis
+
+
+def _append(factors: _Factors, row: Array, along: Array, across: Array) -> _Factors:
+    """Take a row into the first empty slot."""
+    free = jnp.sum(factors.slots >= 0)
+    length = jnp.linalg.norm(across)
+    scale = 1 / jnp.where(length > 0, length, 1)
+    column = (-(factors.inverse @ along) * scale).at[free].set(scale, mode="drop")
+    return _Factors(
+        factors.slots.at[free].set(row.astype(jnp.int32), mode="drop"),
+        factors.basis.at[free].set(across * scale, mode="drop"),
+        factors.inverse.at[:, free].set(column, mode="drop"),
+    )
+
+
+def _rebuilt(rows: Array, slots: Array) -> _Factors:
+    """The factors of the given slots, from nothing."""
+
+    def take(index: int | Array, factors: _Factors) -> _Factors:
+        row = slots[index]
+        fuller = _append(factors, row, *_split(factors, rows[row]))
+        return jax.tree.map(lambda new, old: jnp.where(row >= 0, new, old), fuller, factors)
+
+    return jax.lax.fori_loop(0, slots.shape[0], take, _nothing(slots.shape[0], rows.dtype))
 
 
 def _step(state: _State, rows: Array, row: Array, excess: Array) -> _State:
     """Move until the entering row holds, or until a multiplier reaches zero, whichever comes first."""
-    normal = rows[row]
-    orthogonal, triangle = _factors(rows, state.slots)
-    along = orthogonal.T @ normal
-    across = normal - orthogonal @ along
-    across = across - orthogonal @ (orthogonal.T @ across)
-    rates = jax.scipy.linalg.solve_triangular(triangle, along)
+    factors = state.factors
+    along, across = _split(factors, rows[row])
+    rates = factors.inverse @ along
     square = across @ across
     independent = jnp.sqrt(square) > 1e3 * rounding(rows.dtype)
 
     full = jnp.where(independent, excess / jnp.where(independent, square, 1), jnp.inf)
-    falling = (state.slots >= 0) & (rates > rounding(rows.dtype))
+    falling = (factors.slots >= 0) & (rates > rounding(rows.dtype))
     ratios = jnp.where(falling, state.duals / jnp.where(falling, rates, 1), jnp.inf)
     blocking = jnp.argmin(ratios)
     partial = ratios[blocking]
     length = jnp.minimum(full, partial)
     feasible = jnp.isfinite(length)
     length = jnp.where(feasible, length, 0)
-
-    point = state.point - jnp.where(independent, length, 0) * across
-    duals = jnp.maximum(state.duals - length * rates, 0) * (state.slots >= 0)
-    dual = state.entering_dual + length
     enters = feasible & (full <= partial)
-    # Entering: fill the first empty slot. Blocked: empty the slot that blocks, closing the gap, and go on entering.
-    free = jnp.sum(state.slots >= 0)
-    position = jnp.arange(state.slots.shape[0])
+
+    duals = jnp.maximum(state.duals - length * rates, 0) * (factors.slots >= 0)
+    dual = state.entering_dual + length
+    # Entering: the first empty slot is filled. Blocked: the slot that blocks is emptied and the gap closed.
+    free = jnp.sum(factors.slots >= 0)
+    position = jnp.arange(factors.slots.shape[0])
     shift = jnp.where(position >= blocking, position + 1, position)
-    added = (state.slots.at[free].set(row.astype(jnp.int32), mode="drop"), duals.at[free].set(dual, mode="drop"))
-    removed = (
-        state.slots.at[shift].get(mode="fill", fill_value=-1),
-        duals.at[shift].get(mode="fill", fill_value=0),
-    )
-    slots, duals = jax.tree.map(lambda new, old: jnp.where(enters, new, old), added, removed)
+    rest = factors.slots.at[shift].get(mode="fill", fill_value=-1)
+    kept = jnp.where(enters, duals.at[free].set(dual, mode="drop"), duals.at[shift].get(mode="fill", fill_value=0))
+    changed = jax.lax.cond(enters, lambda: _append(factors, row, along, across), lambda: _rebuilt(rows, rest))
     return state._replace(
         iteration=state.iteration + 1,
-        point=point,
-        slots=jnp.where(feasible, slots, state.slots),
-        duals=jnp.where(feasible, duals, state.duals),
+        point=state.point - jnp.where(independent, length, 0) * across,
+        factors=jax.tree.map(lambda new, old: jnp.where(feasible, new, old), changed, factors),
+        duals=jnp.where(feasible, kept, state.duals),
         entering=jnp.where(enters, -1, row.astype(jnp.int32)),
         entering_dual=jnp.where(enters, 0, dual),
         feasible=feasible,
@@ -137,11 +168,11 @@ def _step(state: _State, rows: Array, row: Array, excess: Array) -> _State:
 
 def _polished(rows: Array, bounds: Array, state: _State) -> tuple[Array, Array]:
     """The point and the multipliers computed afresh from the active rows, free of what the steps accumulated."""
-    orthogonal, triangle = _factors(rows, state.slots)
-    filled = state.slots >= 0
-    targets = jnp.where(filled, bounds[state.slots], 0)
-    coordinates = jax.scipy.linalg.solve_triangular(triangle, targets, trans=1)
-    point = orthogonal @ coordinates
-    missed = jnp.where(filled, targets - rows[state.slots] @ point, 0)
-    coordinates = coordinates + jax.scipy.linalg.solve_triangular(triangle, missed, trans=1)
-    return orthogonal @ coordinates, -jax.scipy.linalg.solve_triangular(triangle, coordinates)
+    slots, basis, inverse = state.factors
+    filled = slots >= 0
+    targets = jnp.where(filled, bounds[slots], 0)
+    coordinates = targets @ inverse
+    for _ in range(2):
+        missed = jnp.where(filled, targets - rows[slots] @ (coordinates @ basis), 0)
+        coordinates = coordinates + missed @ inverse
+    return coordinates @ basis, -inverse @ coordinates

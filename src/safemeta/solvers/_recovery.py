@@ -3,8 +3,7 @@
     minimise  1/2 |max(0, c + B y)|^2   subject to  |y| <= 1
 
 A convex problem with a piecewise quadratic objective, in a handful of dimensions. Newton's method: minimise the
-quadratic of the rows that are violated now over the ball (a singular value decomposition and one scalar equation),
-go there as far as an exact line search allows, repeat until the set of violated rows settles.
+quadratic of the rows that are violated now over the ball (one scalar equation), go there as far as an exact line search allows, repeat until the set of violated rows settles.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from safemeta.solvers.linear import rounding
+from safemeta.solvers._dense import positive_inverse
+from safemeta.solvers.linear import orthonormal_rows, rounding
 
 _SECULAR_STEPS = 25  # Newton on a nearly linear function: 4 to 8 are needed; the rest costs next to nothing
 
@@ -63,25 +63,34 @@ def least_violation(
 def _ball_least_squares(rows: Array, offsets: Array) -> tuple[Array, Array]:
     """`argmin 1/2 |offsets + rows y|^2` over |y| <= 1 (of least norm), and the ball's multiplier.
 
-    `y = -V s / (s^2 + mu) U' offsets`; mu is zero if that fits, else the root of 1/|y(mu)| = 1, which Newton's method
-    approaches from below without overshooting (More and Sorensen 1983).
+    In an orthonormal basis of the rows, `y = basis' t` and `t = -(N + mu I)^-1 L' offsets` with `L = rows basis'` and
+    `N = L'L`. mu is zero if that fits, else the root of 1/|t(mu)| = 1, which Newton's method approaches from below
+    without overshooting (More and Sorensen 1983).
     """
-    left, singular, right = jnp.linalg.svd(rows, full_matrices=False)
-    eps = rounding(rows.dtype)
-    used = singular > 20 * eps * jnp.max(singular, initial=0)
-    weights = jnp.where(used, singular * (left.T @ offsets), 0)
-    squares = jnp.where(used, singular**2, 1)
+    basis = orthonormal_rows(rows, dependent=rounding(rows.dtype, 0.4))
+    coordinates = rows @ basis.T
+    idle = jnp.diag(jnp.all(basis == 0, axis=1).astype(rows.dtype))
+    normal = coordinates.T @ coordinates + idle
+    target = coordinates.T @ offsets
+    identity = jnp.eye(normal.shape[0], dtype=rows.dtype)
 
-    def newton(_: int | Array, multiplier: Array) -> Array:
-        shifted = squares + multiplier
-        norm = jnp.linalg.norm(weights / shifted)
-        slope = jnp.sum(weights**2 / shifted**3)
-        step = jnp.where(norm > 1, norm**2 / jnp.where(slope > 0, slope, 1) * (norm - 1), 0)
-        return multiplier + step
+    def newton(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, multiplier, _ = state
+        inverse = positive_inverse(normal + multiplier * identity)
+        point = -inverse @ target
+        norm = jnp.linalg.norm(point)
+        slope = point @ inverse @ point
+        outside = norm > 1 + 4 * rounding(rows.dtype)
+        step = jnp.where(outside, norm**2 / jnp.where(slope > 0, slope, 1) * (norm - 1), 0)
+        return count + 1, multiplier + step, point
 
-    multiplier = jax.lax.fori_loop(0, _SECULAR_STEPS, newton, jnp.zeros((), rows.dtype))
-    point = -right.T @ (weights / (squares + multiplier))
-    return point / jnp.maximum(jnp.linalg.norm(point), 1), multiplier
+    def proceed(state: tuple[Array, Array, Array]) -> Array:
+        count, _, point = state
+        return (count < _SECULAR_STEPS) & ((count == 0) | (jnp.linalg.norm(point) > 1 + 4 * rounding(rows.dtype)))
+
+    start = (jnp.zeros((), jnp.int32), jnp.zeros((), rows.dtype), jnp.zeros_like(target))
+    _, multiplier, point = jax.lax.while_loop(proceed, newton, start)
+    return (point / jnp.maximum(jnp.linalg.norm(point), 1)) @ basis, multiplier
 
 
 def _exact_line_search(residual: Array, slope: Array) -> Array:

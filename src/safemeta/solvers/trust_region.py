@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from safemeta.solvers._ball import MAX_CONSTRAINTS, solve_in_ball
+from safemeta.solvers._dense import solve_positive
 from safemeta.solvers._recovery import least_violation
 from safemeta.solvers.linear import Metric, orthonormal_rows, rounding, solve_rows, with_derivative_of
 from safemeta.solvers.outcome import Outcome
@@ -237,7 +238,7 @@ def _solved_formula(gram: Array, problem: _Scaled, radius: Array, small: _Small)
     binding = small.binding & small.feasible
     block = gram[1:, 1:] * active * active[:, None] + jnp.diag(1 - active)
     right = jnp.stack([active * problem.violations, active * gram[1:, 0]], axis=1)
-    least, along = jnp.linalg.solve(block, right).T if active.size else right.T
+    least, along = solve_positive(block, right).T
     free = gram[0, 0] - (active * gram[1:, 0]) @ along
     left = 2 * radius - (active * problem.violations) @ least
     usable = binding & (free > 0) & (left > 0)
@@ -269,12 +270,12 @@ def _recovered_formula(gram: Array, problem: _Scaled, radius: Array, small: _Sma
     multiplier = jnp.where(binding, small.radius_multiplier / unit**2, 0)
     for _ in range(2):
         shifted = block + jnp.where(binding, multiplier, ridge) * identity + idle
-        duals = jnp.linalg.solve(shifted, offsets)
+        duals = solve_positive(shifted, offsets[:, None])[:, 0]
         excess = duals @ block @ duals - 2 * radius
-        slope = -2 * (block @ duals) @ jnp.linalg.solve(shifted, duals)
+        slope = -2 * (block @ duals) @ solve_positive(shifted, duals[:, None])[:, 0]
         multiplier = multiplier - jnp.where(binding & (slope < 0), excess / jnp.where(slope < 0, slope, -1), 0)
     shifted = block + jnp.where(binding, multiplier, ridge) * identity + idle
-    duals = violated * jnp.linalg.solve(shifted, offsets)
+    duals = violated * solve_positive(shifted, offsets[:, None])[:, 0]
     coefficients = jnp.concatenate([jnp.zeros(1, gram.dtype), -duals])
     remaining = violated * (problem.violations + gram[1:] @ coefficients)
     return _Formula(coefficients, unit * remaining, unit**2 * multiplier)
