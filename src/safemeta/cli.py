@@ -73,7 +73,7 @@ class EvaluateOptions:
 
     tasks: int = 20
     """Number of unseen tasks."""
-    episodes: int = 50
+    episodes: int = 100
     """Fresh episodes per task and policy."""
     split: str = "test"
     """Which tasks: train, validation or test."""

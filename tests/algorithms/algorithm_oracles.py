@@ -1,5 +1,6 @@
 """Independent answers: densities in plain numpy, dense Fisher matrices, policy gradients sample by sample."""
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -46,7 +47,7 @@ def make_trajectory(rng, policy, cmdp, batch=(4,), ends=0.0) -> Trajectory:
     mean, log_std = moments(policy, observation)
     action = mean + np.exp(log_std) * rng.normal(size=mean.shape)
     log_prob = stats.norm(mean, np.exp(log_std)).logpdf(action).sum(-1)
-    costs = np.stack([action[..., i % ACTION] ** 2 * (1 + 0.3 * i) + 0.1 * i for i in range(len(cmdp.cost_names))], -1)
+    costs = np.stack([(action[..., i % ACTION] + 1 - i) ** 2 for i in range(len(cmdp.cost_names))], -1)
     ending = rng.random(shape) < ends
     valid = np.cumsum(ending, axis=-1) - ending == 0
     terminated = ending & valid
@@ -117,14 +118,16 @@ def kl(new: GaussianPolicy, old: GaussianPolicy, observation) -> np.ndarray:
 
 def scores(policy: GaussianPolicy, observation, action, part="all") -> np.ndarray:
     """`grad log pi(a | s)` of each sample, `[..., parameters]`: one `jax.grad` per sample."""
-    start = parameters(policy, part)
+    flat = [jnp.asarray(x).reshape(-1, x.shape[-1]) for x in (observation, action)]
+    return np.asarray(_scores(policy, *flat, part)).reshape(*observation.shape[:-1], -1)
 
+
+@partial(jax.jit, static_argnames="part")
+def _scores(policy, observation, action, part):
     def log_prob(vector, state, act):
         return with_parameters(policy, vector, part)(state).log_prob(act)
 
-    flat = [jnp.asarray(x).reshape(-1, x.shape[-1]) for x in (observation, action)]
-    found = jax.jit(jax.vmap(jax.grad(log_prob), in_axes=(None, 0, 0)))(start, *flat)
-    return np.asarray(found).reshape(*observation.shape[:-1], -1)
+    return jax.vmap(jax.grad(log_prob), in_axes=(None, 0, 0))(parameters(policy, part), observation, action)
 
 
 def dense_fisher(policy: GaussianPolicy, states, weight, part="all") -> np.ndarray:

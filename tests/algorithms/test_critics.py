@@ -25,7 +25,7 @@ class Settings(NamedTuple):
 
 
 def alternating(horizon: int, end: str) -> Trajectory:
-    """A state that flips between +1 and -1; reward 3 in the one and 1 in the other, cost 0 and 2. One sample per row."""
+    """A state that flips between +1 and -1; reward 3 in the one and 1 in the other, cost 0 and 2.."""
     state = (-1.0) ** np.arange(horizon + 1)
     state = np.stack([state, -state])[..., None]  # two episodes, one from either state
     up = state[:, :-1, 0] > 0

@@ -1,13 +1,14 @@
 """The natural form of the dual method against dense linear algebra, and against cvxpy on problem (1) itself."""
 
+import warnings
+
 import cvxpy as cp
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from algorithm_oracles import dense_fisher, make_cmdp, make_policy, make_trajectory, signal_gradients
-from algorithm_oracles import Case
+from algorithm_oracles import Case, dense_fisher, make_cmdp, make_policy, make_trajectory, signal_gradients
+from toy_worlds import quick_jit
 
 from safemeta.algorithms.critics import assess, init_critic
 from safemeta.algorithms.dual_adaptation import IMPROVED, LOWERED, adapt_once
@@ -25,8 +26,10 @@ SETTINGS = {
     "cost_kl_weight": 2.0,
     "margin": 0.1,
     "kl_limit": 1e-3,
+    "lowering": 2.0,
 }
-run = eqx.filter_jit(adapt_once)
+run = quick_jit(adapt_once, static_argnums=(0, 1))
+judge = quick_jit(assess, static_argnums=(0, 4, 5))
 
 
 class Problem:
@@ -38,7 +41,7 @@ class Problem:
         cmdp, self.policy = make_cmdp(horizon=6, costs=costs, limit_on=unit), make_policy(rng, "free")
         rows = make_trajectory(rng, self.policy, cmdp, (4,))
         self.critics = init_critic(self.config, cmdp, jax.random.key(0))
-        found = assess("neural", self.critics, self.policy.normalizer, rows, cmdp, self.config.gae_smoothing)
+        found = judge("neural", self.critics, self.policy.normalizer, rows, cmdp, self.config.gae_smoothing)
         self.case = Case(self.policy, cmdp, rows, found, make_samples(rows, found, cmdp))
         self.rows = signal_gradients(self.case, part)
         weight = np.full(rows.reward.shape, 1 / rows.reward.size)
@@ -74,9 +77,10 @@ class Problem:
         use = self.rows[1:] @ x * unit + self.config.cost_kl_weight * unit**2 * kl
         constraints = [self.share * use / unit <= self.share * allowance / unit, kl <= 1]
         objective = self.rows[0] @ x - self.config.kl_weight * unit * kl
-        cp.Problem(cp.Maximize(objective), constraints).solve(
-            solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the last digits asked for are not reached
+            accuracy = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-11)
+            cp.Problem(cp.Maximize(objective), constraints).solve(solver=cp.CLARABEL, **accuracy)
         return unit * x.value, np.atleast_1d(constraints[0].dual_value)
 
 
@@ -93,7 +97,9 @@ def test_the_step_is_the_optimum_of_problem_1(part, unit, costs):
             step, evidence = problem.adapt(allowance)
             expected, multipliers = problem.optimum(allowance)
             largest = np.abs(expected).max()
-            np.testing.assert_allclose(evidence.multipliers, multipliers, rtol=2e-3, atol=2e-3 * max(multipliers.max(), 1e-2))
+            np.testing.assert_allclose(
+                evidence.multipliers, multipliers, rtol=2e-3, atol=2e-3 * max(multipliers.max(), 1e-2)
+            )
             bound += multipliers.max() > 1e-4
             if evidence.outcome != IMPROVED:
                 np.testing.assert_array_equal(step, 0)
@@ -152,11 +158,12 @@ def test_without_hope_it_goes_down_the_cost_as_far_as_the_limit_on_kl_lets_it():
 
 
 def test_a_violation_within_reach_is_mended_by_the_shortest_step():
+    """Asked for is `lowering` times what is missing, 2 here: steps fall short of what is predicted of them."""
     problem = Problem(0, "last", "discounted", 1)
     missing = 0.3 * problem.reach()
     step, evidence = problem.adapt(-missing)
     assert evidence.outcome == LOWERED
-    expected = -problem.solutions[1] * missing / problem.gram[1, 1]
+    expected = -problem.solutions[1] * 2 * missing / problem.gram[1, 1]
     np.testing.assert_allclose(step, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -168,7 +175,7 @@ def test_units_of_a_limit_do_not_change_the_step():
     horizon, steps = 6, []
     for unit, weight in (("undiscounted", 2.0), ("per_step", 2.0 / horizon)):
         problem = Problem(1, "last", unit, 1, cost_kl_weight=weight)
-        step, evidence = problem.adapt(0.3 * problem.reach())
+        step, evidence = problem.adapt(0.02 * problem.reach())
         assert evidence.multipliers[0] > 0
         steps.append(step)
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5, atol=1e-10)

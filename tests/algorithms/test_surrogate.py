@@ -93,7 +93,9 @@ def test_kl_is_the_mean_over_visited_states_of_the_new_policy_against_the_old(rn
     assert abs(forward - backward) > 1e-3 * forward  # the direction is visible
 
 
-@pytest.mark.parametrize(("deviation", "part"), [("free", "all"), ("state", "all"), ("free", "last"), ("state", "last")])
+@pytest.mark.parametrize(
+    ("deviation", "part"), [("free", "all"), ("state", "all"), ("free", "last"), ("state", "last")]
+)
 @pytest.mark.parametrize("unit", ["discounted", "per_step"])
 def test_gradient_at_the_old_policy_is_the_score_function_estimator(rng, deviation, part, unit):
     case = make_case(rng, deviation, limit_on=unit)
@@ -106,7 +108,9 @@ def test_gradient_at_the_old_policy_is_the_score_function_estimator(rng, deviati
 def test_gradient_anywhere_equals_central_differences(rng, deviation):
     case = make_case(rng, deviation)
     rows, valid = case.trajectory, np.asarray(case.trajectory.valid)
-    weights = np.concatenate([np.asarray(case.samples.reward_weight)[None], np.repeat(weights_of(case.cmdp) * valid[None] / 4, 2, axis=0)])
+    weights = np.concatenate(
+        [np.asarray(case.samples.reward_weight)[None], np.repeat(weights_of(case.cmdp) * valid[None] / 4, 2, axis=0)]
+    )
     centred = np.concatenate([case.samples.advantage[None], np.moveaxis(case.samples.cost_advantages, -1, 0)])
 
     def by_numpy(vector):

@@ -122,7 +122,9 @@ def test_the_margin_of_cpo_is_a_share_of_the_limit():
     plain = cpo.Algorithm(with_config(cpo.Config(kl_radius=0.02), **CHOICES[0]))
     careful = cpo.Algorithm(with_config(cpo.Config(kl_radius=0.02, margin=0.75), **CHOICES[0]))
     before = start(plain, mean=0.4)
-    runs = [one_iteration_each(*case)[0] for case in ((careful, before, 4.0), (plain, before, 1.0), (plain, before, 4.0))]
+    runs = [
+        one_iteration_each(*case)[0] for case in ((careful, before, 4.0), (plain, before, 1.0), (plain, before, 4.0))
+    ]
     with_margin, tighter, without = (np.asarray(parameters(run[2].policy)) for run in runs)
     np.testing.assert_allclose(with_margin, tighter, atol=1e-6)
     assert np.max(np.abs(with_margin - without)) > 1e-3

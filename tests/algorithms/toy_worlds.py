@@ -1,6 +1,7 @@
 """Worlds of ten steps and one action, in which everything is known: a goal to reach, and effort that is bounded."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,10 @@ from safemeta.core import CMDP, Tasks, Trajectory
 from safemeta.sim.functional import FunctionalWorld, Step
 
 HORIZON = 10
+# Tiny programs that run a few times: how long they compile is what counts.
+quick_jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,7 @@ def padded(rows: Trajectory, garbage: float) -> Trajectory:
         valid = rows.valid.reshape(rows.valid.shape + (1,) * (leaf.ndim - rows.valid.ndim))
         return jnp.where(valid, leaf, garbage)
 
-    return eqx.tree_at(
-        lambda r: (r.observation, r.action), rows, (fill(rows.observation), fill(rows.action))
-    )
+    return eqx.tree_at(lambda r: (r.observation, r.action), rows, (fill(rows.observation), fill(rows.action)))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def test_log_density_by_hand():
 
 def test_entropy_is_that_of_scipy(x64, rng):
     mean, log_std = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
-    expected = [stats.multivariate_normal(m, np.diag(np.exp(2 * s))).entropy() for m, s in zip(mean, log_std, strict=True)]
+    expected = [
+        stats.multivariate_normal(m, np.diag(np.exp(2 * s))).entropy() for m, s in zip(mean, log_std, strict=True)
+    ]
     np.testing.assert_allclose(gaussian(mean, log_std).entropy(), expected, rtol=1e-12)
 
 

@@ -51,7 +51,9 @@ def test_rows_that_are_not_valid_do_not_matter_however_wild(rng):
     valid = rng.random((6, 10)) < 0.7
     clean = LinearCritic.fit(jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid))
     x[~valid], y[~valid] = 1e6, -1e6
-    np.testing.assert_array_equal(LinearCritic.fit(jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid)).weight, clean.weight)
+    np.testing.assert_array_equal(
+        LinearCritic.fit(jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid)).weight, clean.weight
+    )
 
 
 def test_a_value_within_its_span_is_found(rng):

@@ -97,7 +97,9 @@ def test_the_normaliser_is_not_differentiated_but_the_observation_is(deviation):
         mean, log_std = numpy_moments(policy, x)
         return stats.norm(mean, np.exp(log_std)).logpdf([0.5, -1.0]).sum()
 
-    differences = [(density(observation + 1e-6 * e) - density(observation - 1e-6 * e)) / 2e-6 for e in np.eye(OBSERVATION)]
+    differences = [
+        (density(observation + 1e-6 * e) - density(observation - 1e-6 * e)) / 2e-6 for e in np.eye(OBSERVATION)
+    ]
     found = jax.grad(lambda x: log_prob(policy, x))(jnp.asarray(observation))
     np.testing.assert_allclose(found, differences, rtol=1e-6, atol=1e-8)
 

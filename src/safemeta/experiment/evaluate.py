@@ -68,7 +68,7 @@ def evaluate(
     run: Run | Path | str,
     *,
     tasks: int = 20,
-    episodes: int = 50,
+    episodes: int = 100,
     split: str = "test",
     seed: int = 0,
     limit: float | None = None,

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 def eliminate(matrix: Float[Array, "k k"], right: Float[Array, "k r"]) -> tuple[Array, Array]:
     """Gaussian elimination of a symmetric positive definite system, without pivoting: (U [k, k], right [k, r])."""
     size = matrix.shape[0]
+    if size == 0:
+        return matrix, right
     position = jnp.arange(size)
 
     def column(index: int | Array, both: Array) -> Array:
@@ -27,6 +29,8 @@ def eliminate(matrix: Float[Array, "k k"], right: Float[Array, "k r"]) -> tuple[
 def back_substitute(upper: Float[Array, "k k"], right: Float[Array, "k r"]) -> Float[Array, "k r"]:
     """`U^-1 right`; a row whose pivot is not positive gives zero."""
     size = upper.shape[0]
+    if size == 0:
+        return right
 
     def row(index: int | Array, found: Array) -> Array:
         place = size - 1 - index
@@ -39,8 +43,6 @@ def back_substitute(upper: Float[Array, "k k"], right: Float[Array, "k r"]) -> F
 
 def solve_positive(matrix: Float[Array, "k k"], right: Float[Array, "k r"]) -> Float[Array, "k r"]:
     """`matrix^-1 right` for a symmetric positive definite matrix; derivatives of any order are implicit."""
-    if matrix.shape[0] == 0:
-        return right
     frozen = jax.lax.stop_gradient(matrix)
     return jax.lax.custom_linear_solve(
         lambda vector: matrix @ vector,

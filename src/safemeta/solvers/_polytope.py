@@ -31,16 +31,16 @@ class NearestPoint(NamedTuple):
 class _Factors(NamedTuple):
     """The active rows, `rows[slots] = R' basis`, and what is needed to solve with them."""
 
-    slots: Int[Array, " k"]  # active rows, in the order in which they came; -1 is an empty slot
-    basis: Float[Array, "k k"]  # orthonormal rows; zero for an empty slot
-    inverse: Float[Array, "k k"]  # R^-1, upper triangular
+    slots: Int[Array, " q"]  # q = min(m, k) active rows, in the order in which they came; -1 is an empty slot
+    basis: Float[Array, "q k"]  # orthonormal rows; zero for an empty slot
+    inverse: Float[Array, "q q"]  # R^-1, upper triangular
 
 
 class _State(NamedTuple):
     iteration: Int[Array, ""]
     point: Float[Array, " k"]
     factors: _Factors
-    duals: Float[Array, " k"]  # multipliers of the slots
+    duals: Float[Array, " q"]  # multipliers of the slots
     entering: Int[Array, ""]  # the row that is being taken in; -1: none
     entering_dual: Float[Array, ""]
     feasible: Bool[Array, ""]
@@ -76,8 +76,8 @@ def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed:
     start = _State(
         iteration=integer,
         point=jnp.zeros(size, rows.dtype),
-        factors=_nothing(size, rows.dtype),
-        duals=jnp.zeros(size, rows.dtype),
+        factors=_nothing(rows),
+        duals=jnp.zeros(min(count, size), rows.dtype),
         entering=integer - 1,
         entering_dual=jnp.zeros((), rows.dtype),
         feasible=jnp.ones((), bool),
@@ -92,8 +92,12 @@ def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed:
     return NearestPoint(point, multipliers, active, final.feasible, final.done)
 
 
-def _nothing(size: int, dtype: jnp.dtype) -> _Factors:
-    return _Factors(jnp.full(size, -1, jnp.int32), jnp.zeros((size, size), dtype), jnp.zeros((size, size), dtype))
+def _nothing(rows: Array) -> _Factors:
+    count, size = rows.shape
+    slots = min(count, size)
+    return _Factors(
+        jnp.full(slots, -1, jnp.int32), jnp.zeros((slots, size), rows.dtype), jnp.zeros((slots, slots), rows.dtype)
+    )
 
 
 def _split(factors: _Factors, normal: Array) -> tuple[Array, Array]:
@@ -125,7 +129,7 @@ def _rebuilt(rows: Array, slots: Array) -> _Factors:
         fuller = _append(factors, row, *_split(factors, rows[row]))
         return jax.tree.map(lambda new, old: jnp.where(row >= 0, new, old), fuller, factors)
 
-    return jax.lax.fori_loop(0, slots.shape[0], take, _nothing(slots.shape[0], rows.dtype))
+    return jax.lax.fori_loop(0, slots.shape[0], take, _nothing(rows))
 
 
 def _step(state: _State, rows: Array, row: Array, excess: Array) -> _State:

@@ -3,7 +3,8 @@
     minimise  1/2 |max(0, c + B y)|^2   subject to  |y| <= 1
 
 A convex problem with a piecewise quadratic objective, in a handful of dimensions. Newton's method: minimise the
-quadratic of the rows that are violated now over the ball (one scalar equation), go there as far as an exact line search allows, repeat until the set of violated rows settles.
+quadratic of the rows that are violated now over the ball (one scalar equation), go there as far as an exact line
+search allows, repeat until the set of violated rows settles.
 """
 
 from typing import NamedTuple
