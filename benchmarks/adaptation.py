@@ -192,6 +192,7 @@ def draw_picture(gathered: dict[str, list[Outcome]], path: Path) -> None:
     left.legend(frameon=False)
     right.legend(frameon=False)
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

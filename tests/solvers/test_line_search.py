@@ -88,7 +88,9 @@ def test_cpo_rule():
 
     assert accept(0.1, 0.01, [-1.0, 0.0], [-2.0, -1.0], True)  # may use up a margin
     assert not accept(0.1, 0.01, [0.1, -1.0], [-2.0, -1.0], True)  # but not exceed a limit
-    assert accept(0.1, 0.01, [0.4, -1.0], [0.5, -1.0], True)  # violated: not more than before
+    assert accept(-0.1, 0.01, [0.4, -1.0], [0.5, -1.0], True)  # on the way back the objective may fall
+    assert not accept(0.1, 0.01, [0.5, -1.0], [0.5, -1.0], True)  # but the violation has to
+    assert not accept(0.1, 0.01, [0.1, 0.1], [0.5, -1.0], True)  # and not at the expense of another limit
     assert not accept(-0.1, 0.01, [-1.0, -1.0], [-1.0, -1.0], True)
     assert accept(-0.1, 0.01, [0.4, 0.1], [0.5, -1.0], False)  # recovery: less violation in all
     assert not accept(-0.1, 0.01, [0.5, 0.1], [0.5, -1.0], False)

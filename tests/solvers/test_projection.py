@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from solver_oracles import finite_differences, quadratic_program, relative_error
@@ -88,7 +87,7 @@ def test_feasible_and_nearest_on_random_polytopes(rng):
 def test_feasible_and_nearest_on_ten_thousand_polytopes(rng):
     """m up to 2n. Prints the largest errors (`pytest -m slow -s`)."""
     sizes = [(n, m) for n in (2, 5, 12, 30) for m in sorted({1, 2, n // 2, n, 2 * n})]
-    count, violation, error = sweep(rng, sizes, 70)
+    count, violation, error = sweep(rng, sizes, 75)
     print(f"\n{count} polytopes, largest violation {violation:.1e}, largest relative error of the distance {error:.1e}")
     assert count >= 10_000
 
@@ -211,7 +210,7 @@ def test_an_empty_polytope_gives_a_compromise_with_finite_derivatives():
     found = euclidean(jnp.array([3.0, 2.0]), rows, bounds)
     assert found.outcome == Outcome.INFEASIBLE
     np.testing.assert_allclose(found.update, [-0.6, 2.0], atol=1e-6)  # both bounds missed by 0.4
-    gradient = jax.grad(lambda b: project_update(jnp.array([3.0, 2.0]), rows, b).update[0])(bounds)
+    gradient = jax.jit(jax.grad(lambda b: project_update(jnp.array([3.0, 2.0]), rows, b).update[0]))(bounds)
     np.testing.assert_allclose(gradient, [0.5, -0.5], atol=1e-6)
 
 
@@ -243,16 +242,3 @@ def test_float32(rng):
 
 
 vectors = arrays(np.float64, 4, elements=st.floats(-10, 10, width=32))
-
-
-@settings(max_examples=150, deadline=None)
-@given(raw=vectors, rows=arrays(np.float64, (6, 4), elements=st.floats(-3, 3, width=16)), inside=vectors)
-def test_projection_is_idempotent_and_nearer_than_any_known_point(raw, rows, inside):
-    bounds = rows @ inside
-    found = euclidean(*map(jnp.asarray, (raw, rows, bounds)))
-    lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-8)
-    assert found.feasible
-    assert np.all(rows @ found.update - bounds <= 1e-8 * lengths)
-    assert np.linalg.norm(found.update - raw) <= np.linalg.norm(inside - raw) + 1e-8
-    again = euclidean(found.update, *map(jnp.asarray, (rows, bounds)))
-    np.testing.assert_allclose(again.update, found.update, atol=1e-7)

@@ -47,7 +47,10 @@ def advantages(
 ) -> Advantages:
     """GAE of the reward and all costs at once, rows being episodes."""
     signal = jnp.concatenate([trajectory.reward[..., None], trajectory.costs], -1)
-    next_value = jnp.concatenate([value[..., 1:, :], last_value[..., None, :]], -2)
+    # What follows the last step of an episode is `last_observation`, not the padding after it.
+    following_valid = jnp.concatenate([trajectory.valid[..., 1:], jnp.zeros_like(trajectory.valid[..., :1])], -1)
+    shifted = jnp.concatenate([value[..., 1:, :], value[..., :1, :]], -2)
+    next_value = jnp.where(following_valid[..., None], shifted, last_value[..., None, :])
 
     def one_row(signal, value, next_value, terminated, truncated):
         return generalized_advantage(signal, value, next_value, terminated, truncated, cmdp.discount, smoothing)

@@ -1,11 +1,13 @@
 """Importance-weighted predictions of what a change of policy does, and the Fisher metric, on one task's samples."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from safemeta.algorithms.estimation import Advantages
@@ -117,9 +119,12 @@ def _moments(distribution: DiagonalGaussian) -> tuple[Array, Array]:
     return distribution.mean, jnp.broadcast_to(distribution.log_std, distribution.mean.shape)
 
 
-def thinned(x: Float[Array, "*batch time features"], states: int) -> Float[Array, "*batch some features"]:
-    """About `states` states, evenly spaced in time over all rows: enough for a Fisher metric."""
-    total = 1
-    for size in x.shape[:-1]:
-        total *= size
-    return x[..., :: max(1, total // states), :]
+def thinned(x: Float[Array, "*batch time features"], states: int) -> Float[Array, "*some features"]:
+    """About `states` states, spread over all rows and times: enough for a Fisher metric."""
+    total = math.prod(x.shape[:-1])
+    stride = max(1, total // states)
+    if stride < x.shape[-2]:
+        return x[..., ::stride, :]
+    # Fewer states than rows: a stride in time would see first states only. The golden ratio spreads any number evenly.
+    flat = x.reshape(total, x.shape[-1])
+    return flat[((np.arange(states) * 0.6180339887498949) % 1.0 * total).astype(int)]

@@ -5,8 +5,9 @@ and shortened until it passes. What the field accepts, in terms of the change ag
 
 - TRPO (Schulman et al. 2015, appendix C): mean KL at most the radius, and a better surrogate objective.
 - CPO (Achiam et al. 2017, section 6): mean KL at most the radius, and each surrogate cost within what it was allowed,
-  `J_c + surrogate change <= max(limit, J_c)`; the objective must improve only while the policy is feasible.
-- recovery: mean KL at most the radius, and a lower violation. The objective may fall.
+  `J_c + surrogate change <= max(limit, J_c)`. The objective has to improve only from a policy that keeps its limits: on
+  the way back to them it may have to fall, and a search that insists would stall outside.
+- recovery: mean KL at most the radius, and a lower violation.
 
 `accept_trpo` and `accept_cpo` state these rules on evaluated numbers.
 """
@@ -102,11 +103,15 @@ def accept_cpo(
     """CPO's rule on evaluated numbers; false for anything that is not finite.
 
     `violations` are those predicted from the candidate's importance-weighted costs, `J_c + surrogate change - limit`;
-    `old_violations` those of the current policy; `feasible` is `TrustRegionStep.feasible`. Demands `kl <= slack
-    radius`, and while feasible a better objective and `violations <= max(old_violations, 0)`, in a recovery step less
-    total violation (in squares, as the recovery step measures it).
+    `old_violations` those of the current policy; `feasible` is `TrustRegionStep.feasible`. Always demanded:
+    `kl <= slack radius`. Besides,
+
+    - from a policy without violation: a better objective, and no violation;
+    - from a policy with violation, feasible step: no `violations` above `max(old_violations, 0)`, and less in total;
+    - in a recovery step: less in total (in squares, as the recovery step measures it).
     """
     finite = jnp.isfinite(improvement) & jnp.isfinite(kl) & jnp.all(jnp.isfinite(violations))
-    kept = jnp.all(violations <= jnp.maximum(old_violations, 0)) & (improvement > 0)
+    kept = jnp.all(violations <= jnp.maximum(old_violations, 0))
     lower = jnp.sum(jnp.maximum(violations, 0) ** 2) < jnp.sum(jnp.maximum(old_violations, 0) ** 2)
-    return finite & (kl <= slack * radius) & jnp.where(feasible, kept, lower)
+    better = jnp.where(jnp.all(old_violations <= 0), improvement > 0, lower)
+    return finite & (kl <= slack * radius) & jnp.where(feasible, kept & better, lower)

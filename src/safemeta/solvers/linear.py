@@ -20,6 +20,9 @@ def rounding(dtype: Any, power: float = 1.0) -> float:
     return float(jnp.finfo(dtype).eps) ** power
 
 
+_FEW = 9  # up to so many rows (one objective and eight constraints), products are written out
+
+
 class Solves(NamedTuple):
     """`solution = H^-1 rows` and what is known of it. Only `solution` carries derivatives."""
 
@@ -134,6 +137,9 @@ def fisher_vector_product(
     times faster than `hessian_vector_product`), is positive semi-definite by construction, and its derivative with
     respect to `parameters` is that of the Fisher information itself, as a meta-gradient needs.
 
+    The parameters of the distribution must be free ones: (mean, log_std), or logits with the normalisation inside
+    `kl`. In normalised log-probabilities KL is linear, and M would be zero.
+
     The network is linearised once, when this is called, not once per product.
     """
     outputs, push = jax.linearize(distribution, parameters)
@@ -162,6 +168,23 @@ def hessian_vector_product(
     return metric
 
 
+def combination(weights: Float[Array, " k"], rows: Float[Array, "k n"]) -> Float[Array, " n"]:
+    """`weights @ rows`. For a few rows as a fused sum: XLA's batched product of such shapes is 10 times slower."""
+    if rows.shape[0] > _FEW:
+        return weights @ rows
+    total = jnp.zeros_like(rows, shape=rows.shape[1:])
+    for weight, row in zip(weights, rows, strict=True):
+        total = total + weight * row
+    return total
+
+
+def products(rows: Float[Array, "k n"], others: Float[Array, "l n"]) -> Float[Array, "l k"]:
+    """`others @ rows.T`, for a few rows one by one, for the same reason."""
+    if others.shape[0] > _FEW or others.shape[0] == 0:
+        return others @ rows.T
+    return jnp.stack([rows @ other for other in others])
+
+
 def orthonormal_rows(
     rows: Float[Array, "k n"], images: Float[Array, "k n"] | None = None, *, dependent: float | None = None
 ) -> Float[Array, "k n"]:
@@ -178,8 +201,8 @@ def orthonormal_rows(
         length = jnp.sqrt(jnp.maximum(row @ image, 0))
         for _ in range(2):
             weights = basis_images @ row
-            row = row - weights @ basis
-            image = image - weights @ basis_images
+            row = row - combination(weights, basis)
+            image = image - combination(weights, basis_images)
         remaining = jnp.sqrt(jnp.maximum(row @ image, 0))
         inverse = jnp.where(remaining > dependent * length, 1 / jnp.where(remaining > 0, remaining, 1), 0)
         basis = jnp.concatenate([basis, (row * inverse)[None]])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from safemeta.solvers._dense import eliminate, solve_positive
 from safemeta.solvers._polytope import NearestPoint, nearest_point
-from safemeta.solvers.linear import orthonormal_rows, rounding, with_derivative_of
+from safemeta.solvers.linear import combination, orthonormal_rows, products, rounding, with_derivative_of
 from safemeta.solvers.outcome import Outcome
 
 ProjectionMetric = Literal["euclidean", "closed_form"]
@@ -86,15 +86,19 @@ def project_update(
         raise ValueError(f"metric must be 'euclidean' or 'closed_form', got {metric!r}")
 
     unit, hopeless = _unit_rows(raw, gradients, bounds, smallest_gradient)
-    gram = unit.rows @ unit.rows.T
+    gram = products(unit.rows, unit.rows)
     trusted = jax.lax.stop_gradient(_well_posed(gram, unit)) if metric == "closed_form" else jnp.zeros((), bool)
-    found = _search(*jax.lax.stop_gradient((raw, unit)), ~trusted)
+    found = _search(*jax.lax.stop_gradient((raw, unit)), ~trusted, skippable=metric == "closed_form")
 
     exact = _euclidean_formula(gram, unit, found)
     closed = _closed_formula(gram, unit, trusted)
     nearest = with_derivative_of(found.multipliers, exact)
     multipliers = jnp.where(trusted, closed, nearest)
-    update = jnp.where(trusted, raw - closed @ unit.rows, with_derivative_of(found.point, raw - exact @ unit.rows))
+    update = jnp.where(
+        trusted,
+        raw - combination(closed, unit.rows),
+        with_derivative_of(found.point, raw - combination(exact, unit.rows)),
+    )
     finite = jnp.all(jnp.isfinite(update))
     feasible = trusted | (found.softness == 0)
     outcome = jnp.where(feasible, Outcome.SOLVED, Outcome.INFEASIBLE)
@@ -122,14 +126,23 @@ def _unit_rows(raw: Array, gradients: Array, bounds: Array, smallest: float) -> 
     return _Unit(rows, length, violation), ~kept & (bounds < 0)
 
 
-def _search(raw: Array, unit: _Unit, needed: Bool[Array, ""]) -> _Found:
+def _search(raw: Array, unit: _Unit, needed: Bool[Array, ""], *, skippable: bool) -> _Found:
+    """`_nearest` where it is needed, else the raw update (within `vmap` the basis is computed all the same)."""
+    count = unit.length.size
+    yes = jnp.ones((), bool)
+    nothing = _Found(raw, jnp.zeros(count, raw.dtype), jnp.zeros(count, bool), jnp.zeros((), raw.dtype), yes)
+    if count == 0:
+        return nothing
+    if not skippable:
+        return _nearest(raw, unit, needed)
+    return jax.lax.cond(needed, lambda: _nearest(raw, unit, needed), lambda: nothing)
+
+
+def _nearest(raw: Array, unit: _Unit, needed: Bool[Array, ""]) -> _Found:
     """The active rows, found in coordinates y of the rows' span: `x = raw + basis' y`."""
     count, size = unit.rows.shape
-    if count == 0:
-        yes = jnp.ones((), bool)
-        return _Found(raw, jnp.zeros(0, raw.dtype), jnp.zeros(0, bool), jnp.zeros((), raw.dtype), yes)
     basis = orthonormal_rows(unit.rows) if count < size else None
-    rows = unit.rows if basis is None else unit.rows @ basis.T
+    rows = unit.rows if basis is None else products(basis, unit.rows)
     largest = jnp.max(jnp.abs(unit.violation))
     distance = jnp.where(largest > 0, largest, 1)
     bounds = -unit.violation / distance
@@ -138,7 +151,7 @@ def _search(raw: Array, unit: _Unit, needed: Bool[Array, ""]) -> _Found:
     found = jax.tree.map(lambda ours, theirs: jnp.where(hard.feasible, ours, theirs), hard, soft)
     move = distance * found.point
     return _Found(
-        point=raw + (move if basis is None else move @ basis),
+        point=raw + (move if basis is None else combination(move, basis)),
         multipliers=distance * found.multipliers,
         active=found.active,
         softness=jnp.where(hard.feasible, 0, softness),

@@ -17,7 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 from safemeta.solvers._ball import MAX_CONSTRAINTS, solve_in_ball
 from safemeta.solvers._dense import solve_positive
 from safemeta.solvers._recovery import least_violation
-from safemeta.solvers.linear import Metric, orthonormal_rows, rounding, solve_rows, with_derivative_of
+from safemeta.solvers.linear import (
+    Metric,
+    combination,
+    orthonormal_rows,
+    products,
+    rounding,
+    solve_rows,
+    with_derivative_of,
+)
 from safemeta.solvers.outcome import Outcome
 
 
@@ -120,7 +128,9 @@ def trust_region_step(
     formula = _formula(problem, solves.solution, radius, small)
     gram = _gram(problem.rows, solves.solution)
 
-    step = with_derivative_of(length * (small.point @ basis), formula.coefficients @ solves.solution)
+    step = with_derivative_of(
+        length * combination(small.point, basis), combination(formula.coefficients, solves.solution)
+    )
     half = with_derivative_of(
         length**2 * (small.point @ small.point) / 2, formula.coefficients @ gram @ formula.coefficients / 2
     )
@@ -180,7 +190,7 @@ def _unit(problem: _Scaled) -> Float[Array, ""]:
 def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
     """Solve the problem in coordinates y of its span, `x = length basis' y`, |y| <= 1. Not differentiated."""
     dtype = basis.dtype
-    coordinates = problem.rows @ basis.T
+    coordinates = products(basis, problem.rows)
     norms = jnp.linalg.norm(coordinates, axis=1)
     units = coordinates / jnp.where(norms > 0, norms, 1)[:, None]
     reach = length * norms[1:]  # how far the radius can move each constraint
@@ -215,7 +225,7 @@ def _search(problem: _Scaled, basis: Array, length: Array) -> _Small:
 
 
 def _gram(rows: Array, solution: Array) -> Float[Array, "k k"]:
-    product = rows @ solution.T
+    product = products(solution, rows)
     return (product + product.T) / 2
 
 
