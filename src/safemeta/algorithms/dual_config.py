@@ -96,6 +96,14 @@ class Config:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
+        if not math.isfinite(self.initial_log_std):
+            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+        if self.fisher_states < 10:
+            raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
+        for name in ("cost_episodes", "integral_gain"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
         if not 0 <= self.gae_smoothing <= 1:
             raise ValueError(f"gae_smoothing must lie between 0 and 1, not {self.gae_smoothing}.")
         if not self.hidden or min(self.hidden) < 1:
