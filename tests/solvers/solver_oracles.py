@@ -88,7 +88,7 @@ def reference_step(problem: Problem) -> Reference:
     status = "infeasible" if np.any(problem.violations[~kept] > 0) else None
     if status is None:
         goal = cp.Problem(cp.Maximize(objective / size @ point), inside + limits)
-        status = _solve(goal)
+        status = solve_conic(goal)
         if status == "optimal":
             return Reference("optimal", float(goal.value) * size)
     if not kept.any():
@@ -96,12 +96,15 @@ def reference_step(problem: Problem) -> Reference:
     unit = scale[kept].max()
     left = cp.pos(rows[kept] / unit @ point + problem.violations[kept] / unit)
     least = cp.Problem(cp.Minimize(cp.norm(left)), inside)
-    assert _solve(least) == "optimal"
+    assert solve_conic(least) == "optimal"
     return Reference("infeasible", float(least.value) * unit)
 
 
-def _solve(problem: cp.Problem) -> str:
-    """Tight tolerances first; where Clarabel cannot reach them, its defaults."""
+def solve_conic(problem: cp.Problem) -> str:
+    """Solve, and give the status. Tight tolerances first; where Clarabel cannot reach them, its defaults.
+
+    An answer that is only nearly optimal has neither status "optimal" nor "infeasible".
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tolerance in (1e-10, 1e-8):

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from solver_oracles import finite_differences, quadratic_program, relative_error
+from solver_oracles import finite_differences, quadratic_program, relative_error, solve_conic
 
 from safemeta.solvers import Outcome, project_update
 
@@ -127,23 +128,21 @@ def test_closed_form_pays_for_nearly_parallel_rows_and_falls_back_where_it_is_un
 
 
 def quadratic_program_family(rng, n=10, m=3):
-    """One convex QCQP of reference section 11 with its optimum: min |Wx - y|^2, 1/2 (x-c)'M(x-c) <= r."""
-    while True:
-        rotation = np.linalg.qr(rng.normal(size=(n, n)))[0]
-        w, y = rotation @ np.diag(rng.uniform(0.5, 1.5, size=n)) @ rotation.T, rng.normal(size=n)
-        centres = 0.3 * rng.normal(size=(m, n))
-        factors = rng.normal(size=(m, n, n))
-        shapes = factors @ factors.transpose(0, 2, 1) / n + 0.1 * np.eye(n)
-        offset = np.linalg.solve(w, y) - centres
-        limits = 0.25 * np.einsum("mi,mij,mj->m", offset, shapes, offset)
-        x = cp.Variable(n)
-        inside = [
-            0.5 * cp.quad_form(x - c, cp.psd_wrap(s)) <= r for c, s, r in zip(centres, shapes, limits, strict=True)
-        ]
-        problem = cp.Problem(cp.Minimize(cp.sum_squares(w @ x - y)), inside)
-        problem.solve(solver=cp.CLARABEL)
-        if problem.status == "optimal":
-            return (w, y, centres, shapes, limits, 1.5 * rng.normal(size=n)), problem.value
+    """A convex QCQP with its optimum: min |Wx - y|^2, 1/2 (x-c)'M(x-c) <= r; the optimum without limits is outside."""
+    rotation = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    w, y = rotation @ np.diag(rng.uniform(0.5, 1.5, size=n)) @ rotation.T, rng.normal(size=n)
+    centres = 0.3 * rng.normal(size=(m, n))
+    factors = rng.normal(size=(m, n, n))
+    shapes = factors @ factors.transpose(0, 2, 1) / n + 0.1 * np.eye(n)
+    offset = np.linalg.solve(w, y) - centres
+    limits = 0.25 * np.einsum("mi,mij,mj->m", offset, shapes, offset)
+    # As cones, with lengths rather than their squares: of squares Clarabel may only find nearly optimal answers.
+    x = cp.Variable(n)
+    roots = np.linalg.cholesky(shapes).transpose(0, 2, 1)
+    inside = [cp.norm(f @ (x - c)) <= np.sqrt(2 * r) for c, f, r in zip(centres, roots, limits, strict=True)]
+    problem = cp.Problem(cp.Minimize(cp.norm(w @ x - y)), inside)
+    assert solve_conic(problem) == "optimal"
+    return (w, y, centres, shapes, limits, 1.5 * rng.normal(size=n)), problem.value**2
 
 
 def flow(metric):
@@ -241,4 +240,34 @@ def test_float32(rng):
         np.testing.assert_allclose(single.update, euclidean(*map(jnp.asarray, problem)).update, atol=2e-4)
 
 
+def test_a_row_that_is_far_from_binding_sets_no_scale():
+    """A bound of 1e13 once made the tolerance for the other rows as coarse as itself."""
+    rows, raw = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([1.0, 2.0])
+    found = euclidean(raw, rows, jnp.array([1e13, 0.5, 1e300]))
+    assert found.outcome == Outcome.SOLVED
+    np.testing.assert_allclose(found.update, [1.0, 0.5], atol=1e-14)
+
+
+def test_rounding_on_the_bounds_moves_nothing():
+    """The raw update lies on all rows to within rounding, and two of them are parallel but for 1e-7."""
+    rows = np.array([[-1.0, 2**-23, -1, 2**-23], [2**-23, -1.875, 2**-23, 0], [2**-23, 1.0, 2**-23, 0]])
+    raw = np.array([-1.0, -1.0, -1.0, -1.0])
+    found = euclidean(*map(jnp.asarray, (raw, rows, rows @ raw)))
+    assert found.outcome == Outcome.SOLVED
+    np.testing.assert_allclose(found.update, raw, atol=1e-8)
+
+
 vectors = arrays(np.float64, 4, elements=st.floats(-10, 10, width=32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(raw=vectors, rows=arrays(np.float64, (6, 4), elements=st.floats(-3, 3, width=16)), inside=vectors)
+def test_projection_is_idempotent_and_nearer_than_any_known_point(raw, rows, inside):
+    bounds = rows @ inside
+    found = euclidean(*map(jnp.asarray, (raw, rows, bounds)))
+    lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-8)
+    assert found.feasible
+    assert np.all(rows @ found.update - bounds <= 1e-8 * lengths)
+    assert np.linalg.norm(found.update - raw) <= np.linalg.norm(inside - raw) + 1e-8
+    again = euclidean(found.update, *map(jnp.asarray, (rows, bounds)))
+    np.testing.assert_allclose(again.update, found.update, atol=1e-7)

@@ -37,54 +37,67 @@ class _Factors(NamedTuple):
 
 
 class _State(NamedTuple):
+    """While no row is entering, the point and the multipliers are those of the factors."""
+
     iteration: Int[Array, ""]
     point: Float[Array, " k"]
     factors: _Factors
     duals: Float[Array, " q"]  # multipliers of the slots
     entering: Int[Array, ""]  # the row that is being taken in; -1: none
-    entering_dual: Float[Array, ""]
+    before: Int[Array, " q"]  # the slots when that row was chosen
+    passed: Bool[Array, " m"]  # rows whose excess is rounding of the active rows; forgotten when a row comes in
     feasible: Bool[Array, ""]
     done: Bool[Array, ""]
 
 
-def nearest_point(rows: Float[Array, "m k"], bounds: Float[Array, " m"], needed: Bool[Array, ""]) -> NearestPoint:
-    """Solve the problem above for rows of length one (or zero: such a row is ignored) and bounds of order one.
+def nearest_point(
+    rows: Float[Array, "m k"], bounds: Float[Array, " m"], noise: Float[Array, " m"], needed: Bool[Array, ""]
+) -> NearestPoint:
+    """Solve the problem above for rows of length one (or zero: such a row is ignored).
 
-    When not `needed`, return y = 0 at once (also inside `vmap`).
+    The largest violation of y = 0 should be of order one. `noise` is the rounding error that the bounds bring along.
+    An excess no larger than what noise and rounding explain counts as none: nearly parallel rows would turn it into a
+    visible move, or into a contradiction. When not `needed`, return y = 0 at once (also inside `vmap`).
     """
     count, size = rows.shape
-    slack = rounding(rows.dtype, 0.75)
     limit = 50 + 5 * (count + size)
     used = jnp.any(rows != 0, axis=1)
+
+    def error(iteration: Array, point: Array) -> Array:
+        """Of each row's excess. Coarser for a run that is long, lest it turn in circles of rounding."""
+        slack = jnp.where(iteration < limit // 2, 32 * rounding(rows.dtype), rounding(rows.dtype, 0.75))
+        return noise + slack * (1 + jnp.linalg.norm(point))
 
     def proceed(state: _State) -> Array:
         return ~state.done & (state.iteration < limit)
 
     def advance(state: _State) -> _State:
-        excess = jnp.where(used, rows @ state.point - bounds, -jnp.inf)
+        errors = error(state.iteration, state.point)
+        excess = jnp.where(used & ~state.passed, rows @ state.point - bounds, -jnp.inf)
         held = state.factors.slots
         excess = excess.at[jnp.where(held >= 0, held, count)].set(-jnp.inf, mode="drop")
-        worst = jnp.argmax(excess)
-        finished = (state.entering < 0) & (excess[worst] <= slack * (1 + jnp.linalg.norm(state.point)))
-        row = jnp.where(state.entering < 0, worst, state.entering)
-        moved = _step(state, rows, row, rows[row] @ state.point - bounds[row])
-        done = finished | ~moved.feasible
-        kept = state._replace(iteration=state.iteration + 1, done=done)
-        return jax.tree.map(lambda old, new: jnp.where(finished, old, new), kept, moved._replace(done=done))
+        worst = jnp.argmax(excess - errors)
+        finished = (state.entering < 0) & (excess[worst] <= errors[worst])
+        row = jnp.where(state.entering < 0, worst, state.entering).astype(jnp.int32)
+        moved = _step(state, rows, bounds, row, errors)
+        kept = state._replace(iteration=state.iteration + 1, done=finished)
+        return jax.tree.map(lambda old, new: jnp.where(finished, old, new), kept, moved)
 
     integer = jnp.zeros((), jnp.int32)
+    nothing = _nothing(rows)
     start = _State(
         iteration=integer,
         point=jnp.zeros(size, rows.dtype),
-        factors=_nothing(rows),
+        factors=nothing,
         duals=jnp.zeros(min(count, size), rows.dtype),
         entering=integer - 1,
-        entering_dual=jnp.zeros((), rows.dtype),
+        before=nothing.slots,
+        passed=jnp.zeros(count, bool),
         feasible=jnp.ones((), bool),
         done=~needed,
     )
     final = jax.lax.while_loop(proceed, advance, start)
-    point, duals = _polished(rows, bounds, final)
+    point, duals = _held(rows, bounds, final.factors)
     slots = final.factors.slots
     taken = jnp.where(slots >= 0, slots, count)
     multipliers = jnp.zeros(count, rows.dtype).at[taken].set(duals, mode="drop")
@@ -132,47 +145,57 @@ def _rebuilt(rows: Array, slots: Array) -> _Factors:
     return jax.lax.fori_loop(0, slots.shape[0], take, _nothing(rows))
 
 
-def _step(state: _State, rows: Array, row: Array, excess: Array) -> _State:
+def _step(state: _State, rows: Array, bounds: Array, row: Array, errors: Array) -> _State:
     """Move until the entering row holds, or until a multiplier reaches zero, whichever comes first."""
     factors = state.factors
+    filled = factors.slots >= 0
     along, across = _split(factors, rows[row])
     rates = factors.inverse @ along
     square = across @ across
     independent = jnp.sqrt(square) > 1e3 * rounding(rows.dtype)
+    excess = rows[row] @ state.point - bounds[row]
+    # The row's value at this point is `rates` times the bounds of the active rows, so it has their errors too.
+    explained = excess <= errors[row] + jnp.abs(rates) @ jnp.where(filled, errors[factors.slots], 0)
 
     full = jnp.where(independent, excess / jnp.where(independent, square, 1), jnp.inf)
-    falling = (factors.slots >= 0) & (rates > rounding(rows.dtype))
+    falling = filled & (rates > rounding(rows.dtype))
     ratios = jnp.where(falling, state.duals / jnp.where(falling, rates, 1), jnp.inf)
     blocking = jnp.argmin(ratios)
     partial = ratios[blocking]
     length = jnp.minimum(full, partial)
-    feasible = jnp.isfinite(length)
-    length = jnp.where(feasible, length, 0)
-    enters = feasible & (full <= partial)
+    stuck = ~jnp.isfinite(length)
+    passes = explained & (stuck | (state.entering < 0))
+    before = jnp.where(state.entering < 0, factors.slots, state.before)
+    length = jnp.where(stuck, 0, length)
+    enters = ~stuck & (full <= partial)
 
-    duals = jnp.maximum(state.duals - length * rates, 0) * (factors.slots >= 0)
-    dual = state.entering_dual + length
-    # Entering: the first empty slot is filled. Blocked: the slot that blocks is emptied and the gap closed.
-    free = jnp.sum(factors.slots >= 0)
+    # Entering: the first empty slot is filled. Blocked: the slot that blocks is emptied and the gap closed. Passed:
+    # everything is as it was before the row was chosen.
     position = jnp.arange(factors.slots.shape[0])
     shift = jnp.where(position >= blocking, position + 1, position)
     rest = factors.slots.at[shift].get(mode="fill", fill_value=-1)
-    kept = jnp.where(enters, duals.at[free].set(dual, mode="drop"), duals.at[shift].get(mode="fill", fill_value=0))
-    changed = jax.lax.cond(enters, lambda: _append(factors, row, along, across), lambda: _rebuilt(rows, rest))
+    unchanged = stuck & ~passes
+    rest = jnp.where(passes, before, jnp.where(unchanged, factors.slots, rest))
+    changed = jax.lax.cond(enters & ~passes, lambda: _append(factors, row, along, across), lambda: _rebuilt(rows, rest))
+    settled = enters | passes
+    held_point, held_duals = _held(rows, bounds, changed)
+    duals = jnp.maximum(state.duals - length * rates, 0) * filled
     return state._replace(
         iteration=state.iteration + 1,
-        point=state.point - jnp.where(independent, length, 0) * across,
-        factors=jax.tree.map(lambda new, old: jnp.where(feasible, new, old), changed, factors),
-        duals=jnp.where(feasible, kept, state.duals),
-        entering=jnp.where(enters, -1, row.astype(jnp.int32)),
-        entering_dual=jnp.where(enters, 0, dual),
-        feasible=feasible,
+        point=jnp.where(settled, held_point, state.point - jnp.where(independent, length, 0) * across),
+        factors=changed,
+        duals=jnp.where(settled, jnp.maximum(held_duals, 0), duals.at[shift].get(mode="fill", fill_value=0)),
+        entering=jnp.where(settled, -1, row),
+        before=before,
+        passed=jnp.where(passes, state.passed.at[row].set(True), state.passed & ~enters),
+        feasible=~unchanged,
+        done=unchanged,
     )
 
 
-def _polished(rows: Array, bounds: Array, state: _State) -> tuple[Array, Array]:
-    """The point and the multipliers computed afresh from the active rows, free of what the steps accumulated."""
-    slots, basis, inverse = state.factors
+def _held(rows: Array, bounds: Array, factors: _Factors) -> tuple[Array, Array]:
+    """The point nearest to 0 on which the active rows are equalities, and its multipliers, by slot."""
+    slots, basis, inverse = factors
     filled = slots >= 0
     targets = jnp.where(filled, bounds[slots], 0)
     coordinates = targets @ inverse

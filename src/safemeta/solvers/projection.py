@@ -40,6 +40,7 @@ class _Unit(NamedTuple):
     rows: Float[Array, "m n"]
     length: Float[Array, " m"]
     violation: Float[Array, " m"]  # of the raw update, per unit of length; -1 for dropped rows
+    noise: Float[Array, " m"]  # the rounding error of that
 
 
 class _Found(NamedTuple):
@@ -123,7 +124,8 @@ def _unit_rows(raw: Array, gradients: Array, bounds: Array, smallest: float) -> 
     length = jnp.where(kept, length, 1)
     rows = jnp.where(kept[:, None], gradients / length[:, None], 0)
     violation = jnp.where(kept, rows @ raw - bounds / length, -1)
-    return _Unit(rows, length, violation), ~kept & (bounds < 0)
+    noise = 4 * rounding(raw.dtype) * (jnp.linalg.norm(raw) + jnp.abs(bounds) / length)
+    return _Unit(rows, length, violation, jax.lax.stop_gradient(noise)), ~kept & (bounds < 0)
 
 
 def _search(raw: Array, unit: _Unit, needed: Bool[Array, ""], *, skippable: bool) -> _Found:
@@ -143,11 +145,11 @@ def _nearest(raw: Array, unit: _Unit, needed: Bool[Array, ""]) -> _Found:
     count, size = unit.rows.shape
     basis = orthonormal_rows(unit.rows) if count < size else None
     rows = unit.rows if basis is None else products(basis, unit.rows)
-    largest = jnp.max(jnp.abs(unit.violation))
+    largest = jnp.max(unit.violation)  # not its absolute value: a row that is far from binding sets no scale
     distance = jnp.where(largest > 0, largest, 1)
-    bounds = -unit.violation / distance
-    hard = nearest_point(rows, bounds, needed)
-    soft, softness = _compromise(rows, bounds, needed & ~hard.feasible)
+    bounds, noise = -unit.violation / distance, unit.noise / distance
+    hard = nearest_point(rows, bounds, noise, needed)
+    soft, softness = _compromise(rows, bounds, noise, needed & ~hard.feasible)
     found = jax.tree.map(lambda ours, theirs: jnp.where(hard.feasible, ours, theirs), hard, soft)
     move = distance * found.point
     return _Found(
@@ -159,14 +161,14 @@ def _nearest(raw: Array, unit: _Unit, needed: Bool[Array, ""]) -> _Found:
     )
 
 
-def _compromise(rows: Array, bounds: Array, needed: Bool[Array, ""]) -> tuple[NearestPoint, float]:
+def _compromise(rows: Array, bounds: Array, noise: Array, needed: Bool[Array, ""]) -> tuple[NearestPoint, float]:
     """`argmin |y|^2 + |v|^2 / softness` with `B y - v <= c`: a nearest point again, with one more dimension per row."""
     size = rows.shape[1]
     softness = rounding(rows.dtype, 0.5)
     kept = jnp.any(rows != 0, axis=1)
     shrink = (1 + softness) ** -0.5
     extended = jnp.concatenate([rows, -(softness**0.5) * jnp.diag(kept.astype(rows.dtype))], axis=1)
-    found = nearest_point(shrink * extended, shrink * bounds, needed)
+    found = nearest_point(shrink * extended, shrink * bounds, shrink * noise, needed)
     return found._replace(point=found.point[:size], multipliers=shrink * found.multipliers), softness
 
 
