@@ -1,4 +1,7 @@
-"""Everything here runs in double precision, unless a test asks for float32 by the type of what it passes."""
+"""Everything here runs in double precision, unless a test asks for float32 by the type of what it passes.
+
+Tests spend most of their time in the compiler, so it is told to optimise little. Slow tests run what users run.
+"""
 
 import sys
 from pathlib import Path
@@ -8,6 +11,15 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for solver_oracles
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Compile with few optimisations, unless the test is marked slow."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

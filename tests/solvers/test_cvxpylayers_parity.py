@@ -1,7 +1,4 @@
-"""Solution and derivatives of the CPO layer against cvxpylayers, which differentiates Clarabel's conic solution.
-
-cvxpylayers is no dependency of the tests: `pip install cvxpylayers` in the same environment, and this file runs.
-"""
+"""Solution and derivatives of the CPO layer against cvxpylayers, which differentiates Clarabel's conic solution."""
 
 import warnings
 
@@ -38,10 +35,20 @@ def layer(n: int, m: int):
     return cvxpylayers.CvxpyLayer(problem, [g, rows, offsets], [x], solver="DIFFCP", solver_args=arguments)
 
 
+def test_solution_and_derivatives_agree(rng):
+    compare(rng, [(5, 2)], 10)
+
+
+@pytest.mark.slow
 def test_two_hundred_problems(rng):
-    """n from 2 to 40, m from 1 to 5, feasible: solution, and a random cotangent pulled back to g, A and b."""
+    """Prints the largest errors (`pytest -m slow -s`)."""
+    compare(rng, [(2, 1), (5, 2), (12, 3), (40, 5)], 50)
+
+
+def compare(rng, sizes, repeats):
+    """Feasible problems: the solution, and a random cotangent pulled back to g, A and b."""
     compared, unusable, worst_value, worst_derivative = 0, 0, 0.0, 0.0
-    for n, m in ((2, 1), (5, 2), (12, 3), (40, 5)):
+    for n, m in sizes:
         theirs = layer(n, m)
 
         def ours(g, a, b):
@@ -50,7 +57,7 @@ def test_two_hundred_problems(rng):
         value = jax.jit(lambda g, a, b: trust_region_step(g, a, b, None, RADIUS))
         pull = jax.jit(lambda g, a, b, cotangent, ours=ours: jax.vjp(ours, g, a, b)[1](cotangent))
         done = 0
-        while done < 50:
+        while done < repeats:
             g, a = rng.normal(size=n), rng.normal(size=(m, n))
             b = rng.uniform(-1, 0.4, size=m) * np.linalg.norm(a, axis=1)
             inputs = tuple(map(jnp.asarray, (g, a, b)))

@@ -67,7 +67,7 @@ def check(problems: list[Problem]) -> dict[str, float]:
     return worst
 
 
-@pytest.mark.parametrize(("n", "m"), [(10, 0), (20, 1), (2, 8), (6, 3), (200, 4)])
+@pytest.mark.parametrize(("n", "m"), [(10, 0), (20, 1), (2, 8), (6, 3), (60, 4)])
 def test_agrees_with_clarabel(rng, n, m):
     check([random_problem(rng, n, m, kind) for kind in TRUST_REGION_KINDS for _ in range(3)])
 
@@ -214,9 +214,10 @@ def test_batches_equal_single_calls(rng):
         assert together.outcome[index] == alone.outcome
 
 
-def test_float32_stays_float32_and_close(rng):
+@pytest.mark.parametrize("m", [4, *(pytest.param(m, marks=pytest.mark.slow) for m in (0, 1, 2, 3, 5, 6, 7, 8))])
+def test_float32_stays_float32_and_close(rng, m):
     for kind in TRUST_REGION_KINDS:
-        exact = random_problem(rng, 12, 3, kind, condition=10.0)
+        exact = random_problem(rng, 12, m, kind, condition=10.0)
         double = solve(*(jnp.asarray(part) for part in exact))
         single = solve_single(*(jnp.asarray(part, jnp.float32) for part in exact))
         assert single.step.dtype == single.multipliers.dtype == jnp.float32
