@@ -108,7 +108,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--episodes", type=int, default=50, help="fresh episodes that judge each policy")
+    parser.add_argument("--episodes", type=int, default=100, help="fresh episodes that judge each policy")
     parser.add_argument("--out", type=Path, help="folder for comparison.json and comparison.png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
