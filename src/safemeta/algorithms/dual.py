@@ -137,6 +137,8 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     policy, correction, step_metrics = meta_step(config, cmdp, now.policy, batch)
     observations = jnp.concatenate([before.observation, after.observation], axis=1)
     targets = jnp.concatenate([before_advantages.target, after_advantages.target], axis=1)
+    valid = jnp.concatenate([before.valid, after.valid], axis=1)
+    observations, targets = _without_padding(valid, observations, targets)
     critics = learn(config, now.critics, now.policy.normalizer, observations, targets, critic_key, config.critic_steps)
     policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(observations))
 
@@ -189,6 +191,17 @@ def _hardest(world: World) -> Tasks | None:
     return None if corners is None else corners()[:1]
 
 
+def _without_padding(
+    valid: Bool[Array, "*batch"],
+    observations: Float[Array, "*batch observation"],
+    targets: Float[Array, "*batch signals"],
+) -> tuple[Float[Array, "rows observation"], Float[Array, "rows signals"]]:
+    """As many rows as there are steps, those after the end of an episode replaced by steps that happened."""
+    real = jnp.argsort(~valid.ravel(), stable=True)
+    rows = real[jnp.arange(real.size) % jnp.maximum(valid.sum(), 1)]
+    return observations.reshape(-1, observations.shape[-1])[rows], targets.reshape(-1, targets.shape[-1])[rows]
+
+
 def _validate(config: Config, world: World, policy: GaussianPolicy, key: PRNGKeyArray) -> Validation:
     task_key, measure_key, corner_key = jax.random.split(key, 3)
     tasks = world.sample(task_key, VALIDATION_TASKS, "validation")
@@ -215,9 +228,8 @@ def _adapt_step(
 
     def one(policy, critic, rows, limits, k, learn_key) -> tuple[Any, Any, Evidence]:
         adapted, evidence, advantages = adapt_once(config, world.cmdp, policy, critic, rows, limits, k)
-        critic = learn(
-            config, critic, policy.normalizer, rows.observation, advantages.target, learn_key, config.adapt_critic_steps
-        )
+        data = _without_padding(rows.valid, rows.observation, advantages.target)
+        critic = learn(config, critic, policy.normalizer, *data, learn_key, config.adapt_critic_steps)
         return adapted, critic, evidence
 
     keys = jax.random.split(adapt_key, tasks.count), jax.random.split(critic_key, tasks.count)

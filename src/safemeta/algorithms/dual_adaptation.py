@@ -9,7 +9,7 @@ eta(u))` (Proposition 1). A network has to represent it; `form` says how:
 - "fit": multipliers as above (Algorithm 3), then the network is fitted to pi^u on the same data by importance
   weights (E.2.2).
 - "gaussian": advantages are modelled as quadratics in the action, pi^u is Gaussian in closed form (E.2.1), the
-  multipliers are exact for it, and the network is fitted to its mean and deviation.
+  multipliers are exact for it, and the network takes one Gauss-Newton step towards its mean and deviation.
 
 Safety comes from what the paper does not have: a margin below the limit and a hard limit on KL. While the estimated
 cost is above the limit less the margin, the step only lowers costs. With `cross_fit`, effects are predicted across
@@ -33,12 +33,14 @@ from safemeta.core import CMDP, Trajectory
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
 from safemeta.solvers import (
     DualSolution,
+    Metric,
     Outcome,
     backtrack,
     dual_gaussian,
     dual_quadratic,
     gaussian_policy,
     quadratic_step,
+    solve_rows,
 )
 
 OUTCOME_NAMES = ("improved", "cost lowered", "kept")
@@ -73,14 +75,19 @@ def adapt_once(
 
     start = parameters(policy, config.adapt)
     old = jax.lax.stop_gradient(policy(samples.observation))
-    found = _directions(config, policy, old, samples, start)
+    metric = _metric(config, policy, samples, start)
+    found = _directions(config, policy, old, samples, start, metric)
     multipliers, improving = _dual_step(config, cmdp, found, allowance)
+    if config.form == "fit":
+        improving = _fitted_step(config, policy, samples, multipliers, key)
+    elif config.form == "gaussian":
+        multipliers, improving = _gaussian_step(config, cmdp, policy, old, samples, allowance, metric, key)
     lowering, _ = constrained_step(_without_objective(found), -config.lowering * allowance, config.kl_limit)
     safe = jnp.all(allowance >= 0) & (multipliers.outcome != Outcome.INFEASIBLE)
     step = jnp.where(safe, improving, lowering)
-    if config.form != "natural":
-        fitted = _fit(config, cmdp, policy, old, samples, multipliers, allowance, key)
-        step = jnp.where(safe, parameters(fitted, config.adapt) - start, step)
+
+    # While one cost is lowered, another may use what it has left.
+    room = jnp.where(jnp.any(allowance < 0), jnp.maximum(allowance, 0), 0)
 
     def evaluate(candidate: Array) -> Surrogate:
         return surrogate(with_parameters(policy, candidate, config.adapt), old, samples)
@@ -89,7 +96,7 @@ def adapt_once(
         # A cost surrogate judged on the samples that made the step flatters it: with cross-fitting it is not asked.
         rise = values.costs + config.cost_kl_weight * values.kl
         kept = (values.reward > 0) & (config.cross_fit | jnp.all(rise <= allowance))
-        lowered = jnp.sum(jnp.maximum(values.costs, 0)) <= 0
+        lowered = jnp.all(jnp.where(room > 0, rise, values.costs) <= room)
         finite = jnp.isfinite(values.reward) & jnp.all(jnp.isfinite(values.costs))
         return finite & (values.kl <= 1.5 * config.kl_limit) & jnp.where(safe, kept, lowered)
 
@@ -100,22 +107,37 @@ def adapt_once(
     return with_parameters(policy, search.parameters, config.adapt), evidence, advantages
 
 
-def _directions(
-    config: Config, policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples, start: Array
-) -> Directions:
-    split = halves_of(old, samples)
+def _metric(config: Config, policy: GaussianPolicy, samples: Samples, start: Array) -> Metric:
+    states, weight = metric_states(samples, config.fisher_states // 10)
+    return fisher_metric(lambda x: with_parameters(policy, x, config.adapt)(states), start, weight)
 
-    def halves(x: Array) -> Array:
+
+def _directions(
+    config: Config, policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples, start: Array, metric: Metric
+) -> Directions:
+    split = parts_of(old, samples, config.cross_fit)
+
+    def parts(x: Array) -> Array:
         new = with_parameters(policy, x, config.adapt)
         value = jax.vmap(lambda o, s: surrogate(new, o, s))(*split)
         return jnp.concatenate([value.reward[:, None], value.costs], axis=1)
 
-    states = thinned(samples.observation, config.fisher_states // 10)
-    weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
-    metric = fisher_metric(lambda x: with_parameters(policy, x, config.adapt)(states), start, weight)
     return directions(
-        [halves], start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
+        [parts], start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
     )
+
+
+def metric_states(samples: Samples, states: int) -> tuple[Array, Array]:
+    """About `states` states for a Fisher metric, and their weights: none for what is after the end of an episode."""
+    valid = thinned(samples.valid[..., None].astype(samples.observation.dtype), states)[..., 0]
+    return thinned(samples.observation, states), valid / jnp.sum(valid)
+
+
+def parts_of(old: DiagonalGaussian, samples: Samples, cross_fit: bool) -> tuple[DiagonalGaussian, Samples]:
+    """One task's samples in two halves, or in one part where halves would leave out an episode for nothing."""
+    if cross_fit or samples.valid.shape[0] % 2 == 0:
+        return halves_of(old, samples)
+    return jax.tree.map(lambda leaf: leaf[None], (old, samples))
 
 
 def _dual_step(config: Config, cmdp: CMDP, found: Directions, allowance: Array) -> tuple[DualSolution, Array]:
@@ -127,7 +149,8 @@ def _dual_step(config: Config, cmdp: CMDP, found: Directions, allowance: Array) 
     discount = effective_discount(cmdp)
     units = jnp.concatenate([jnp.ones(1), jnp.full(allowance.shape, 1 - discount)])  # to the paper's E[A_c]
     effect = found.effect * units[:, None]
-    shrunk = jnp.linalg.solve(found.gram + 1e-5 * jnp.diag(jnp.diagonal(found.gram)), effect.T).T
+    size = jnp.diagonal(found.gram)  # zero where no sample had a cost
+    shrunk = jnp.linalg.solve(found.gram + jnp.diag(jnp.where(size > 0, 1e-5 * size, 1)), effect.T).T
     solution = dual_quadratic(
         shrunk @ effect.T,
         (1 - discount) * allowance,
@@ -144,53 +167,63 @@ def _without_objective(found: Directions) -> Directions:
     return found._replace(effect=found.effect.at[0].set(0.0))
 
 
-def _fit(
+def _gaussian_step(
     config: Config,
     cmdp: CMDP,
     policy: GaussianPolicy,
     old: DiagonalGaussian,
     samples: Samples,
-    dual: DualSolution,
     allowance: Array,
+    metric: Metric,
     key: PRNGKeyArray,
-) -> GaussianPolicy:
-    """The network fitted to the closed-form policy, by Adam on minibatches of the same data."""
+) -> tuple[DualSolution, Array]:
+    """Multipliers of the Gaussian closed form, and the step whose moments are nearest to it in the Fisher metric.
+
+    To second order `KL(new || pi^u)` is `|J x - d|^2 / 2`, d being what mean and log deviation have to move by, in
+    the metric M of the moments: its minimum is `F^-1 J' M d`, `F = J' M J`.
+    """
+    old, rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (old, samples))
+    discount = effective_discount(cmdp)
+    reward, costs = fit_quadratic_advantages(config, policy, rows, discount, key)
+    std = jnp.exp(old.log_std)
+    solution = dual_gaussian(
+        std,
+        reward,
+        costs,
+        rows.cost_weight / jnp.sum(rows.cost_weight),
+        (1 - discount) * allowance,
+        config.kl_weight,
+        jnp.full(allowance.shape, config.cost_kl_weight),
+        discount,
+        kl_limit=config.kl_limit,
+    )
+    mean, deviation = gaussian_policy(old.mean, std, reward, costs, solution.multipliers, solution.eta)
+    wanted = (mean - old.mean) / std**2, 2 * jnp.log(deviation / std)  # M d
+
+    def along(x: Array) -> Array:
+        new = with_parameters(policy, x, config.adapt)(rows.observation)
+        products = jnp.sum(new.mean * wanted[0] + new.log_std * wanted[1], axis=-1)
+        return jnp.sum(products * rows.valid) / jnp.sum(rows.valid)
+
+    pull = jax.grad(along)(parameters(policy, config.adapt))
+    solved = solve_rows(metric, pull[None], iterations=config.cg_iterations, damping=config.damping)
+    return solution, solved.solution[0]
+
+
+def _fitted_step(
+    config: Config, policy: GaussianPolicy, samples: Samples, dual: DualSolution, key: PRNGKeyArray
+) -> Array:
+    """To the network fitted to pi^u by importance weights: Adam on minibatches of the same data (E.2.2)."""
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
+    tilt = (rows.advantage - rows.cost_advantages @ dual.multipliers) / dual.eta
     start = parameters(policy, config.adapt)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (old, samples))
-    old_rows, rows = flat
-    if config.form == "gaussian":
-        model_key, key = jax.random.split(key)
-        reward_model, cost_model = fit_quadratic_advantages(config, policy, rows, model_key)
-        std = jnp.exp(old_rows.log_std)
-        discount = effective_discount(cmdp)
-        solution = dual_gaussian(
-            std,
-            reward_model,
-            cost_model,
-            rows.cost_weight / jnp.sum(rows.cost_weight),
-            (1 - discount) * allowance,
-            config.kl_weight,
-            jnp.full(allowance.shape, config.cost_kl_weight),
-            discount,
-            kl_limit=config.kl_limit,
-        )
-        mean, deviation = gaussian_policy(
-            old_rows.mean, std, reward_model, cost_model, solution.multipliers, solution.eta
-        )
-        target = DiagonalGaussian(mean, jnp.log(deviation))
 
-        def loss(x: Array, chosen: Array) -> Array:
-            new = with_parameters(policy, x, config.adapt)(rows.observation[chosen])
-            return jnp.sum(new.kl(jax.tree.map(lambda leaf: leaf[chosen], target)) * rows.valid[chosen])
-    else:
-        tilt = (rows.advantage - rows.cost_advantages @ dual.multipliers) / dual.eta
+    def loss(x: Array, chosen: Array) -> Array:
+        new = with_parameters(policy, x, config.adapt)(rows.observation[chosen])
+        log_ratio = new.log_prob(rows.action[chosen]) - rows.log_prob[chosen]
+        return jnp.sum(jnp.exp(log_ratio) * (log_ratio - tilt[chosen]) * rows.valid[chosen])
 
-        def loss(x: Array, chosen: Array) -> Array:
-            new = with_parameters(policy, x, config.adapt)(rows.observation[chosen])
-            log_ratio = new.log_prob(rows.action[chosen]) - rows.log_prob[chosen]
-            return jnp.sum(jnp.exp(log_ratio) * (log_ratio - tilt[chosen]) * rows.valid[chosen])
-
-    return with_parameters(policy, _adam(config, loss, start, rows.valid.shape[0], key), config.adapt)
+    return _adam(config, loss, start, rows.valid.shape[0], key) - start
 
 
 def _adam(config: Config, loss: Any, start: Array, count: int, key: PRNGKeyArray) -> Array:

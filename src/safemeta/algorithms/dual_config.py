@@ -1,8 +1,8 @@
 """Settings of the dual method, and the two that have names."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config:
     kl_limit: float = 0.01  # mean KL of one adaptation step is never above this [S; P: tuned to about 0.03]
     lowering: float = 3.0  # a step that only lowers costs is asked for this many times what is needed [S; P: 1]
     cross_fit: bool = False  # predict effects across halves of the episodes (directions.py) [S; P: no]
-    fit_steps: int = 80  # Adam steps of the forms "fit" and "gaussian" [S]
+    fit_steps: int = 80  # Adam steps of the form "fit"; of "gaussian", half of those of its advantage models [S]
     fit_learning_rate: float = 3e-4  # [S]
 
     meta_update: Literal["constrained", "switch"] = (
@@ -63,6 +63,9 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         for name in (
             "tasks",
             "episodes",
@@ -74,8 +77,9 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.cross_fit and self.episodes < 2:
-            raise ValueError("cross_fit needs at least 2 episodes per policy; got episodes = 1.")
+        for name in ("cross_fit", "meta_cross_fit"):
+            if getattr(self, name) and self.episodes < 2:
+                raise ValueError(f"{name} needs at least 2 episodes per policy; got episodes = 1.")
         if not 0 <= self.corner_tasks <= self.tasks:
             raise ValueError(f"corner_tasks must lie between 0 and tasks = {self.tasks}, not {self.corner_tasks}.")
         for name in (
@@ -109,6 +113,9 @@ class Config:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
 
+
+# What the settings that are words may be, from their types.
+CHOICES = {field.name: get_args(field.type) for field in fields(Config) if get_origin(field.type) is Literal}
 
 # The paper's own settings (D.2, Table 2, Algorithm 4): the reference that is not safe on every task.
 PAPER = Config(

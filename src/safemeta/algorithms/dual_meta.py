@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.directions import Predictions, constrained_step, directions
-from safemeta.algorithms.dual_adaptation import Evidence
+from safemeta.algorithms.dual_adaptation import Evidence, metric_states, parts_of
 from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.estimation import Advantages
 from safemeta.algorithms.surrogate import (
@@ -17,10 +17,8 @@ from safemeta.algorithms.surrogate import (
     Surrogate,
     Vector,
     fisher_metric,
-    halves_of,
     make_samples,
     surrogate,
-    thinned,
 )
 from safemeta.core import CMDP, Trajectory
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
@@ -65,9 +63,8 @@ def meta_step(
         problem = _switched(config, batch, problem)
     start = parameters(policy)
     reference = jax.lax.stop_gradient(policy(problem.costs.observation))
-    objective, costs = _predictions(policy, problem)
-    states = thinned(problem.costs.observation, config.fisher_states)
-    weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size)
+    objective, costs = _predictions(policy, problem, config.meta_cross_fit)
+    states, weight = metric_states(problem.costs, config.fisher_states)
     metric = fisher_metric(lambda x: with_parameters(policy, x)(states), start, weight)
     found = directions(
         [objective, costs] if problem.violations.size else [objective],
@@ -102,26 +99,26 @@ def meta_step(
     return with_parameters(policy, search.parameters), correction, metrics
 
 
-def _predictions(policy: GaussianPolicy, problem: _Problem) -> tuple[Predictions, Predictions]:
-    """Predicted objective, and constrained costs, of new parameters, from either half of each task's episodes."""
+def _predictions(policy: GaussianPolicy, problem: _Problem, cross_fit: bool) -> tuple[Predictions, Predictions]:
+    """Predicted objective, and constrained costs, of new parameters, from either half (or all) of a task's episodes."""
 
     def split(samples: Samples) -> tuple[DiagonalGaussian, Samples]:
         old = jax.lax.stop_gradient(policy(samples.observation))
-        return jax.vmap(halves_of)(old, samples)
+        return jax.vmap(lambda o, s: parts_of(o, s, cross_fit))(old, samples)
 
     objectives = [split(samples) for samples in problem.objectives]
     bounded = split(problem.costs)
 
     def predict(x: Vector, pair: tuple[DiagonalGaussian, Samples]) -> Surrogate:
-        """Leaves `[tasks, halves, ...]`."""
+        """Leaves `[tasks, parts, ...]`."""
         new = with_parameters(policy, x)
         return jax.vmap(jax.vmap(lambda old, samples: surrogate(new, old, samples)))(*pair)
 
-    def objective(x: Vector) -> Float[Array, "2 1"]:
-        return sum((predict(x, pair).reward.mean(0) for pair in objectives), start=jnp.zeros(2))[:, None]
+    def objective(x: Vector) -> Float[Array, "parts 1"]:
+        return sum((predict(x, pair).reward.mean(0) for pair in objectives), start=jnp.zeros(()))[:, None]
 
-    def costs(x: Vector) -> Float[Array, "2 costs"]:
-        return jnp.einsum("tc,thc->hc", problem.task_weight, predict(x, bounded).costs)
+    def costs(x: Vector) -> Float[Array, "parts costs"]:
+        return jnp.einsum("tc,tpc->pc", problem.task_weight, predict(x, bounded).costs)
 
     return objective, costs
 

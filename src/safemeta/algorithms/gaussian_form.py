@@ -8,25 +8,32 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.surrogate import Samples
 from safemeta.nets import MLP, GaussianPolicy
 from safemeta.solvers import QuadraticAdvantage
 
 
 def fit_quadratic_advantages(
-    config: Any, policy: GaussianPolicy, rows: Samples, key: PRNGKeyArray
+    config: Config, policy: GaussianPolicy, rows: Samples, discount: float, key: PRNGKeyArray
 ) -> tuple[QuadraticAdvantage, QuadraticAdvantage]:
     """Networks for slope and curvature of the reward's and each cost's advantage, evaluated on the batch's states.
 
     With `x = action - mean`, each advantage is modelled as `slope . x - 1/2 x . curvature x + offset`, where the offset
     `1/2 curvature . std^2` makes its mean under the policy zero, as an advantage's is. Least squares by Adam;
     costs carry a leading axis.
+
+    `pi^u` has precision `1 / std^2 + h / eta(u)`, h the curvature of `A - sum_i u_i A_ci`, and exists only where that
+    is positive. A fitted h is noisy, and one state of thousands would be enough. So the reward's curvature is at least
+    `-lambda / 2` and each cost's at most `(1 - discount) lambda_ci / 2`, in units of the deviation: then h is at least
+    `-eta(u) / 2` whatever the multipliers are, and no variance more than doubles.
     """
     distribution = jax.lax.stop_gradient(policy(rows.observation))
     std = jnp.exp(distribution.log_std)
     noise = (rows.action - distribution.mean) / std  # actions in units of the deviation: all inputs of order one
     observed = jnp.concatenate([rows.advantage[:, None], rows.cost_advantages], axis=1)
-    scale = jnp.std(observed, axis=0) + 1e-8
+    share = rows.valid / jnp.sum(rows.valid)
+    scale = jnp.sqrt(jnp.maximum(share @ observed**2 - (share @ observed) ** 2, 0)) + 1e-8
     signals, size = observed.shape[1], rows.action.shape[1]
     init_key, batch_key = jax.random.split(key)
     network = MLP.create(rows.observation.shape[1], 2 * signals * size, (64,), init_key, output_gain=0.01)
@@ -39,7 +46,7 @@ def fit_quadratic_advantages(
         slope, curvature = model(network, chosen)
         x = noise[chosen][:, None]
         predicted = jnp.sum(slope * x - curvature * (x**2 - 1) / 2, axis=-1)
-        return jnp.mean((predicted - observed[chosen] / scale) ** 2)
+        return jnp.mean(((predicted - observed[chosen] / scale) * rows.valid[chosen, None]) ** 2)
 
     optimizer = optax.adam(3e-3)
     chosen = jax.random.randint(batch_key, (2 * config.fit_steps, config.minibatch), 0, observed.shape[0])
@@ -53,7 +60,9 @@ def fit_quadratic_advantages(
 
     (arrays, _), _ = jax.lax.scan(advance, (arrays, optimizer.init(arrays)), chosen)
     slope, curvature = model(eqx.combine(arrays, static), slice(None))
-    slope = jnp.moveaxis(slope, 1, 0) * scale[:, None, None] / std
-    curvature = jnp.moveaxis(curvature, 1, 0) * scale[:, None, None] / std**2
-    whole = QuadraticAdvantage(jnp.sum(curvature * std**2, axis=-1) / 2, slope, curvature)
+    slope, curvature = (jnp.moveaxis(part, 1, 0) * scale[:, None, None] for part in (slope, curvature))
+    least = jnp.full(signals, -jnp.inf).at[0].set(-config.kl_weight / 2)
+    most = jnp.full(signals, (1 - discount) * config.cost_kl_weight / 2).at[0].set(jnp.inf)
+    curvature = jnp.clip(curvature, least[:, None, None], most[:, None, None])
+    whole = QuadraticAdvantage(jnp.sum(curvature, axis=-1) / 2, slope / std, curvature / std**2)
     return jax.tree.map(lambda leaf: leaf[0], whole), jax.tree.map(lambda leaf: leaf[1:], whole)
