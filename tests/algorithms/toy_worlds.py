@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from safemeta.core import CMDP, Tasks, Trajectory
-from safemeta.sim.functional import FunctionalWorld, Step
+from safemeta.sim import FunctionalWorld, Step
 
 HORIZON = 10
 # Tiny programs that run a few times: how long they compile is what counts.
@@ -82,12 +82,15 @@ def with_mean_action(policy, mean: float, log_std: float = -1.0):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Padded:
-    """A world whose steps after the end of an episode are filled with `garbage`, as a simulator may leave them."""
+    """A world whose steps after the end of an episode are filled with `garbage`, as a simulator may leave them.
+
+    It does not know its corners. Compared by identity, so that `garbage` may be an input of a compiled function.
+    """
 
     inner: FunctionalWorld
-    garbage: float
+    garbage: Any
 
     @property
     def cmdp(self):
@@ -105,7 +108,7 @@ class Padded:
         return padded(self.inner.collect(policy, tasks, key, episodes, per_task=per_task), self.garbage)
 
 
-def padded(rows: Trajectory, garbage: float) -> Trajectory:
+def padded(rows: Trajectory, garbage: Any) -> Trajectory:
     """`rows` with `garbage` in all that was seen and done after the end of each episode."""
 
     def fill(leaf):
@@ -117,10 +120,7 @@ def padded(rows: Trajectory, garbage: float) -> Trajectory:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A world that knows its tasks by their number alone: what is in `tasks.parameters` is not the truth.
-
-    `sample` gives tasks whose parameters and descriptor are NaN; `collect` and `measure` put the truth back.
-    """
+    """A world that alone knows the truth about its tasks: whatever `tasks.parameters` says, goals are `goals`."""
 
     inner: FunctionalWorld
     goals: tuple[float, ...]
@@ -130,6 +130,9 @@ class Sealed:
         return self.inner.cmdp
 
     functional = True
+
+    def sample(self, key, count, split="train"):
+        raise AssertionError("adapting draws no tasks")
 
     def _opened(self, tasks):
         return Tasks({"goal": jnp.asarray(self.goals)}, tasks.limits, tasks.descriptor)
