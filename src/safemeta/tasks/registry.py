@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _point_circle_1(limit: float | None, limit_on: "LimitOn", horizon: int | Non
 
 def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None) -> "World":
     from safemeta.core import CMDP
-    from safemeta.sim.functional import FunctionalWorld
+    from safemeta.sim import FunctionalWorld
     from safemeta.tasks import circle
 
     cmdp = CMDP(
@@ -66,6 +67,36 @@ def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None)
         limit_on=limit_on,
     )
     return FunctionalWorld(cmdp, environment, family)
+
+
+def _point_mass(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks import point_mass
+
+    return point_mass.world(limit, limit_on, horizon)
+
+
+def _collision_avoidance(limit: float | None, limit_on: "LimitOn", horizon: int | None, start: str = "1") -> "World":
+    from safemeta.tasks import collision_avoidance
+
+    return collision_avoidance.world(limit, limit_on, horizon, start=start)
+
+
+def _realworld_cartpole(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks import cartpole
+
+    return cartpole.world(limit, limit_on, horizon)
+
+
+def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks import tabular_families
+
+    return tabular_families.random_world(limit, limit_on, horizon)
+
+
+def _tabular_gridworld(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+    from safemeta.tasks import tabular_families
+
+    return tabular_families.gridworld_world(limit, limit_on, horizon)
 
 
 FAMILIES: dict[str, Family] = {
@@ -88,6 +119,48 @@ FAMILIES: dict[str, Family] = {
             "Safety-Gymnasium's SafetyPointCircle1: one task (limit 25, undiscounted)",
             "undiscounted",
             _point_circle_1,
+        ),
+        Family(
+            "point-mass",
+            "FISAR's point mass: to a goal past a round obstacle, inside a square (limits 1 and 2, discounted)",
+            "discounted",
+            _point_mass,
+        ),
+        Family(
+            "collision-avoidance",
+            "FAC-SIS's unicycle: to a goal around a hazard, first start distribution (limit 0, undiscounted)",
+            "undiscounted",
+            _collision_avoidance,
+        ),
+        Family(
+            "collision-avoidance-2",
+            "the same with the second start distribution: the hazard may be farther",
+            "undiscounted",
+            partial(_collision_avoidance, start="2"),
+        ),
+        Family(
+            "collision-avoidance-3",
+            "the same with the third: starts also beside the axis of hazard and goal",
+            "undiscounted",
+            partial(_collision_avoidance, start="3"),
+        ),
+        Family(
+            "realworld-cartpole",
+            "cartpole swing-up on a short stretch of the rail, as MetaL trains it (limit 0.115, per step)",
+            "per_step",
+            _realworld_cartpole,
+        ),
+        Family(
+            "tabular-random",
+            "random finite CMDPs with two costs, solved exactly (limit 8 each, discounted)",
+            "discounted",
+            _tabular_random,
+        ),
+        Family(
+            "tabular-gridworld",
+            "a slippery grid with random hazards between start and goal, solved exactly (limit 0.5, discounted)",
+            "discounted",
+            _tabular_gridworld,
         ),
     )
 }
