@@ -130,6 +130,22 @@ def test_recovery_serves_all_violated_constraints(rng):
     assert np.linalg.norm(found.step) == pytest.approx(1.0)
 
 
+def test_recovery_when_rows_differ_by_many_orders(rng):
+    """The optimality condition of the recovery problem, in units of its largest row. (It once gave the zero step.)"""
+    count, n, m = 200, 4, 5
+    rows = rng.normal(size=(count, m, n)) * 10 ** rng.uniform(-7, 7, size=(count, m, 1))
+    lengths = np.linalg.norm(rows, axis=2)
+    violations = rng.uniform(-1, 0.9, size=(count, m)) * lengths
+    violations[:, 0] = 1.5 * lengths[:, 0]  # beyond the unit ball
+    solve_all = jax.jit(jax.vmap(lambda a, b: trust_region_step(jnp.ones(n), a, b, None, 0.5)))
+    found = solve_all(jnp.asarray(rows), jnp.asarray(violations))
+    assert np.all((found.outcome == Outcome.RECOVERED) | (found.outcome == Outcome.INFEASIBLE))
+    assert np.all(np.linalg.norm(found.step, axis=1) <= 1 + 1e-12)
+    left = np.maximum(found.predicted_violations, 0)
+    balance = found.radius_multiplier[:, None] * found.step + np.einsum("cmi,cm->ci", rows, left)
+    assert np.max(np.linalg.norm(balance, axis=1) / lengths.max(axis=1) ** 2) < 1e-7
+
+
 def test_objective_in_the_cone_of_the_constraints_gives_the_shortest_optimal_step():
     constraints = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     found = solve_euclidean(jnp.array([2.0, 3.0, 0.0]), constraints, jnp.array([0.1, -0.2]), 0.5)
