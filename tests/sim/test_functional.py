@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_policies import Noisy
 
 from safemeta.core import CMDP, Tasks, World
 from safemeta.sim import FunctionalWorld, Step
@@ -37,17 +38,6 @@ class WalkFamily:
 
     def corners(self):
         return Tasks({"edge": jnp.array([0.5])}, jnp.ones((1, 2)), jnp.zeros((1, 1)))
-
-
-class Noisy(eqx.Module):
-    """`a ~ N(gain x, 1)`; the name is a leaf that is no array."""
-
-    gain: jax.Array
-    name: str = "noisy"
-
-    def act(self, observation, key):
-        action = self.gain * observation[:1] + jax.random.normal(key, (1,), observation.dtype)
-        return action, -0.5 * jnp.sum((action - self.gain * observation[:1]) ** 2)
 
 
 @pytest.fixture

@@ -70,8 +70,10 @@ def test_reference_episode_of_the_original(x64):
     ],
 )
 def test_reward_by_hand(x, y, yaw, forward, left, radius, expected):
-    values = (jnp.asarray(value) for value in (x, y, yaw, forward, left, 0.0))
-    assert circle.circle_reward(point.PointState(*values), jnp.asarray(radius)) == pytest.approx(expected, abs=1e-7)
+    u = math.cos(yaw) * forward - math.sin(yaw) * left
+    v = math.sin(yaw) * forward + math.cos(yaw) * left
+    values = (jnp.asarray(value) for value in (x, y, u, v, radius))
+    assert circle.circle_reward(*values) == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(("x", "cost"), [(0.69, 0), (0.71, 1), (-0.69, 0), (-0.71, 1), (0.0, 0)])

@@ -1,5 +1,6 @@
 """How tasks are stepped."""
 
-from safemeta.sim.functional import FunctionalEnvironment, FunctionalFamily, FunctionalWorld, Step
+from safemeta.sim.functional import FunctionalEnvironment, FunctionalWorld
+from safemeta.sim.step import Family, Parameters, Step
 
-__all__ = ["FunctionalEnvironment", "FunctionalFamily", "FunctionalWorld", "Step"]
+__all__ = ["Family", "FunctionalEnvironment", "FunctionalWorld", "Parameters", "Step"]

@@ -10,17 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from safemeta.core import CMDP, Performance, Tasks, Trajectory
-
-Parameters = dict[str, Array]  # of one task: the leaves of `Tasks.parameters` without their task axis
-
-
-class Step(eqx.Module):
-    """What one control step of one row returns."""
-
-    observation: Float[Array, " observation"]
-    reward: Float[Array, ""]
-    costs: Float[Array, " costs"]
-    terminated: Bool[Array, ""]
+from safemeta.sim.step import Family, Parameters, Step
 
 
 class FunctionalEnvironment(Protocol):
@@ -39,17 +29,6 @@ class FunctionalEnvironment(Protocol):
     ) -> tuple[PyTree[Array], Step]: ...
 
 
-class FunctionalFamily(Protocol):
-    """A distribution over the parameters of one environment. Must be hashable.
-
-    `sample` raises `ValueError` on an unknown split. `corners` is described at `safemeta.core.World`.
-    """
-
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks: ...
-
-    def corners(self) -> Tasks: ...
-
-
 @dataclass(frozen=True)
 class FunctionalWorld:
     """A `safemeta.core.World` on a functional environment: hashable, and callable inside jit.
@@ -60,7 +39,7 @@ class FunctionalWorld:
 
     cmdp: CMDP
     environment: FunctionalEnvironment
-    family: FunctionalFamily
+    family: Family
 
     @property
     def functional(self) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.core import Tasks
-from safemeta.sim.functional import Parameters, Step
+from safemeta.sim import Parameters, Step
 from safemeta.tasks import point
 from safemeta.tasks.lidar import pseudo_lidar
 
@@ -44,7 +44,10 @@ class PointCircle:
         state = point.advance(state, action)
         radius, wall = parameters["radius"], parameters["wall"]
         costs = jnp.stack([jnp.abs(state.x) > wall]).astype(radius.dtype)
-        return state, Step(observe(state, action), circle_reward(state, radius), costs, jnp.asarray(False))
+        cos, sin = jnp.cos(state.yaw), jnp.sin(state.yaw)
+        u, v = cos * state.forward - sin * state.left, sin * state.forward + cos * state.left
+        reward = circle_reward(state.x, state.y, u, v, radius)
+        return state, Step(observe(state, action), reward, costs, jnp.asarray(False))
 
 
 def observe(state: point.PointState, action: Float[Array, " action"]) -> Float[Array, " observation"]:
@@ -55,13 +58,12 @@ def observe(state: point.PointState, action: Float[Array, " action"]) -> Float[A
     return jnp.concatenate([sensors.readings, pseudo_lidar(forward[None], left[None], LIDAR_REACH)])
 
 
-def circle_reward(state: point.PointState, radius: Float[Array, ""]) -> Float[Array, ""]:
-    """Speed around the centre, discounted by the distance to the circle; zero (not 0 / 0) at the centre itself."""
-    cos, sin = jnp.cos(state.yaw), jnp.sin(state.yaw)
-    u = cos * state.forward - sin * state.left
-    v = sin * state.forward + cos * state.left
-    rho = jnp.sqrt(state.x**2 + state.y**2)
-    around = (state.x * v - state.y * u) / jnp.where(rho > 0, rho, 1.0)
+def circle_reward(
+    x: Float[Array, ""], y: Float[Array, ""], u: Float[Array, ""], v: Float[Array, ""], radius: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Speed around the centre at (x, y) with velocity (u, v), less the farther from the circle; zero at the centre."""
+    rho = jnp.sqrt(x**2 + y**2)
+    around = (x * v - y * u) / jnp.where(rho > 0, rho, 1.0)
     return 0.1 * around / (1 + jnp.abs(rho - radius))
 
 

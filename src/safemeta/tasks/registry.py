@@ -87,6 +87,12 @@ def _realworld_cartpole(limit: float | None, limit_on: "LimitOn", horizon: int |
     return cartpole.world(limit, limit_on, horizon)
 
 
+def _navigation(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+    from safemeta.tasks import navigation
+
+    return navigation.world(name, limit, limit_on, horizon)
+
+
 def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
     from safemeta.tasks import tabular_families
 
@@ -119,6 +125,96 @@ FAMILIES: dict[str, Family] = {
             "Safety-Gymnasium's SafetyPointCircle1: one task (limit 25, undiscounted)",
             "undiscounted",
             _point_circle_1,
+        ),
+        Family(
+            "car-circle-hazard",
+            "a car on a circle between walls, past 3 to 7 hazards, as in the dual-method paper (limit 10, discounted)",
+            "discounted",
+            partial(_navigation, name="car-circle-hazard"),
+        ),
+        Family(
+            "car-circle-hazard-meta-cpo",
+            "the same with Meta-CPO's ranges: larger circles, 7 to 12 hazards and a limit of 5 at test time",
+            "discounted",
+            partial(_navigation, name="car-circle-hazard-meta-cpo"),
+        ),
+        Family(
+            "point-button",
+            "Point robot presses lit buttons among others and hazards, as in the dual-method paper (limit 10, discounted)",
+            "discounted",
+            partial(_navigation, name="point-button"),
+        ),
+        Family(
+            "point-button-meta-cpo",
+            "the same with Meta-CPO's ranges: 3 to 6 of each in training, 6 to 10 in tests",
+            "discounted",
+            partial(_navigation, name="point-button-meta-cpo"),
+        ),
+        Family(
+            "hazards-0.15-goal",
+            "FAC-SIS's Point robot to goals past 4 hazards of 0.15 m (limit 0, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="hazards-0.15-goal"),
+        ),
+        Family(
+            "hazards-0.30-goal",
+            "the same with hazards of 0.30 m",
+            "undiscounted",
+            partial(_navigation, name="hazards-0.30-goal"),
+        ),
+        Family(
+            "pillars-0.15-goal",
+            "the same with 4 pillars of 0.15 m that it runs into",
+            "undiscounted",
+            partial(_navigation, name="pillars-0.15-goal"),
+        ),
+        Family(
+            "pillars-0.30-goal",
+            "the same with pillars of 0.30 m",
+            "undiscounted",
+            partial(_navigation, name="pillars-0.30-goal"),
+        ),
+        Family(
+            "hazards-0.15-push",
+            "FAC-SIS's Point robot pushes a box to goals past a hazard of 0.15 m (limit 0, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="hazards-0.15-push"),
+        ),
+        Family(
+            "hazards-0.30-push",
+            "the same with a hazard of 0.30 m",
+            "undiscounted",
+            partial(_navigation, name="hazards-0.30-push"),
+        ),
+        Family(
+            "point-goal-1",
+            "Safety-Gymnasium's SafetyPointGoal1 without its vase: one task (limit 25, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="point-goal-1"),
+        ),
+        Family(
+            "point-button-1",
+            "Safety-Gymnasium's SafetyPointButton1 without gremlins: one task (limit 25, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="point-button-1"),
+        ),
+        Family(
+            "point-push-1",
+            "Safety-Gymnasium's SafetyPointPush1: one task (limit 25, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="point-push-1"),
+        ),
+        Family(
+            "car-goal-1",
+            "Safety-Gymnasium's SafetyCarGoal1 without its vase: one task (limit 25, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="car-goal-1"),
+        ),
+        Family(
+            "car-circle-1",
+            "Safety-Gymnasium's SafetyCarCircle1: one task (limit 25, undiscounted)",
+            "undiscounted",
+            partial(_navigation, name="car-circle-1"),
         ),
         Family(
             "point-mass",

@@ -1,0 +1,199 @@
+"""Episodes on simulators that step all rows together: one `lax.scan`, rows being (task, episode), side by side.
+
+A simulator may live on the host (`mujoco.py`, `gymnasium.py`): it is reached by callbacks from within the compiled
+scan, so that algorithms can be compiled whole, whatever steps their tasks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
+
+from safemeta.core import CMDP, Performance, Tasks, Trajectory
+from safemeta.sim.failures import raise_pending
+from safemeta.sim.step import Family, Parameters, Step
+
+
+class Simulator(Protocol):
+    """Steps all rows together. Must be hashable: it is a static argument of compiled functions.
+
+    `step` receives the actions as they were sampled and clips them itself. Rows that are not `alive` have terminated:
+    what is returned for them is thrown away, and a simulator may leave them as they are. `finish` is called once
+    after the last step. `episodes` is the number of rows of each task.
+    """
+
+    def reset(
+        self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
+    ) -> tuple[PyTree[Array], Float[Array, "rows observation"]]: ...
+
+    def step(
+        self,
+        parameters: Parameters,
+        state: PyTree[Array],
+        action: Float[Array, "rows action"],
+        alive: Bool[Array, " rows"],
+    ) -> tuple[PyTree[Array], Step]: ...
+
+    def finish(self, state: PyTree[Array]) -> None: ...
+
+
+@dataclass(frozen=True)
+class BatchedWorld:
+    """A `safemeta.core.World`: a family of tasks and what steps them. Hashable, and callable inside jit.
+
+    Randomness: row (task i, episode j) draws from `split(key, tasks * episodes)[i * episodes + j]`; its step t acts
+    with that key folded with t. `collect` and `measure` with the same key therefore see the same episodes.
+    """
+
+    cmdp: CMDP
+    simulator: Simulator
+    family: Family
+
+    @property
+    def functional(self) -> bool:
+        """Always true: every method may be called inside jit."""
+        return True
+
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        """`count` independent tasks of a split ("train", "validation" or "test")."""
+        return self.family.sample(key, count, split)
+
+    def corners(self) -> Tasks:
+        """The extreme tasks of the training distribution, the hardest first."""
+        return self.family.corners()
+
+    def collect(
+        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
+    ) -> Trajectory:
+        """`episodes` episodes of each task: leaves are `[tasks, episodes, time, ...]`.
+
+        Actions are stored as the policy drew them, unclipped, with their log-density. After a termination the row
+        stays where it is: zero reward and costs, `valid = False`. `truncated` marks the last step of the horizon
+        of a row that did not terminate.
+        """
+        return _settled(_collect(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
+
+    def measure(
+        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
+    ) -> Performance:
+        """Totals of the episodes that `collect` would store with the same key: `[tasks, episodes, ...]`."""
+        return _settled(_measure(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
+
+
+def _settled(result: Any) -> Any:
+    """The result; outside of compiled code, not before it is there, and raising what went wrong on the host."""
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result)):
+        jax.block_until_ready(result)
+        raise_pending()
+    return result
+
+
+Act = Callable[[Array, Array], tuple[Array, Array]]  # observations and keys of all rows: actions and log-densities
+
+
+@eqx.filter_jit
+def _collect(
+    cmdp: CMDP, simulator: Simulator, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
+) -> Trajectory:
+    act, parameters, keys = _rows(policy, tasks, key, episodes, per_task)
+
+    def advance(carry, t):
+        state, observation, alive = carry
+        action, log_prob = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
+        state, step = _masked_step(simulator, parameters, state, observation, action, alive)
+        going = alive & ~step.terminated
+        truncated = going & (t == cmdp.horizon - 1)
+        record = (observation, action, log_prob, step.reward, step.costs, step.terminated, truncated, alive)
+        return (state, step.observation, going), record
+
+    initial = _start(simulator, parameters, keys, episodes, cmdp.horizon)
+    (state, last_observation, _), record = jax.lax.scan(advance, initial, jnp.arange(cmdp.horizon))
+    simulator.finish(state)
+    observation, action, log_prob, reward, costs, terminated, truncated, valid = (
+        jnp.moveaxis(leaf, 0, 1) for leaf in record
+    )
+    rows = Trajectory(observation, action, log_prob, reward, costs, terminated, truncated, valid, last_observation)
+    return jax.tree.map(lambda leaf: leaf.reshape(tasks.count, episodes, *leaf.shape[1:]), rows)
+
+
+@eqx.filter_jit
+def _measure(
+    cmdp: CMDP, simulator: Simulator, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
+) -> Performance:
+    act, parameters, keys = _rows(policy, tasks, key, episodes, per_task)
+
+    def advance(carry, inputs):
+        state, observation, alive, total, costs = carry
+        t, weight = inputs
+        action, _ = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
+        state, step = _masked_step(simulator, parameters, state, observation, action, alive)
+        going = alive & ~step.terminated
+        return (state, step.observation, going, total + step.reward, costs + weight * step.costs), None
+
+    state, observation, alive = _start(simulator, parameters, keys, episodes, cmdp.horizon)
+    dtype = observation.dtype
+    totals = (jnp.zeros(alive.shape, dtype), jnp.zeros((*alive.shape, len(cmdp.cost_names)), dtype))
+    inputs = (jnp.arange(cmdp.horizon), cmdp.cost_weights(dtype))
+    (state, *_, total, costs), _ = jax.lax.scan(advance, (state, observation, alive, *totals), inputs)
+    simulator.finish(state)
+    return Performance(total.reshape(tasks.count, episodes), costs.reshape(tasks.count, episodes, -1))
+
+
+def _start(
+    simulator: Simulator, parameters: Parameters, keys: Key[Array, " rows"], episodes: int, horizon: int
+) -> tuple[Any, Array, Array]:
+    folded = jax.vmap(jax.random.fold_in, (0, None))(keys, horizon)
+    state, observation = simulator.reset(parameters, folded, episodes)
+    return state, observation, jnp.ones(keys.shape[:1], bool)
+
+
+def _masked_step(
+    simulator: Simulator,
+    parameters: Parameters,
+    state: PyTree[Array],
+    observation: Float[Array, "rows observation"],
+    action: Float[Array, "rows action"],
+    alive: Bool[Array, " rows"],
+) -> tuple[PyTree[Array], Step]:
+    """One step, which shows nothing new on rows that have terminated."""
+    state, step = simulator.step(parameters, state, action, alive)
+    nothing = Step(
+        observation, jnp.zeros_like(step.reward), jnp.zeros_like(step.costs), jnp.zeros_like(step.terminated)
+    )
+    return state, where_alive(alive, step, nothing)
+
+
+def where_alive(alive: Bool[Array, " rows"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    """Per row: the leaves of `new` where it is alive, else those of `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(alive.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
+
+
+def _rows(
+    policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
+) -> tuple[Act, Parameters, Key[Array, " rows"]]:
+    """The policy on all rows at once, and the parameters and the key of each row."""
+    count = tasks.count
+    arrays, static = eqx.partition(policy, eqx.is_array)
+
+    def act_on_one(arrays, observation, key):
+        return eqx.combine(arrays, static).act(observation, key)
+
+    if per_task:
+        nested = jax.vmap(jax.vmap(act_on_one, in_axes=(None, 0, 0)))
+
+        def act(observation: Array, keys: Array) -> tuple[Array, Array]:
+            grouped = (leaf.reshape(count, episodes, *leaf.shape[1:]) for leaf in (observation, keys))
+            action, log_prob = nested(arrays, *grouped)
+            return action.reshape(count * episodes, -1), log_prob.reshape(-1)
+    else:  # one flat row axis makes the shared policy a plain matrix product
+
+        def act(observation: Array, keys: Array) -> tuple[Array, Array]:
+            return jax.vmap(act_on_one, in_axes=(None, 0, 0))(arrays, observation, keys)
+
+    parameters = jax.tree.map(lambda leaf: jnp.repeat(leaf, episodes, axis=0), tasks.parameters)
+    return act, parameters, jax.random.split(key, count * episodes)

@@ -1,0 +1,304 @@
+"""MuJoCo's C engine on threads, reached from within compiled code.
+
+Each row owns an `MjData` for the length of its episode, so that the solver always starts from its last solution. One
+control step of all rows is one callback: the rows are shared out to threads, which spend their time in C. What a task
+wants to know of the physics (its `reads`: named sensors, or fields of `MjData`) comes back as one array.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's module is compiled and brings no stubs.)
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jax.experimental import io_callback
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
+
+from safemeta.sim.failures import SimulationError, report
+from safemeta.sim.step import Parameters, Step
+
+mujoco.set_mju_user_warning(lambda message: None)  # it would write a log file into the current folder; see `report`
+
+Numbers = Array | np.ndarray
+Reading = dict[str, Any]  # arrays by the names of `reads`
+
+# What is brought up to date after the last physics step of a control step:
+# "all": everything, as Safety-Gymnasium does. "contact forces": `mj_rnePostConstraint`, as Gymnasium does; all else is
+# that of the last physics step's beginning. "position and velocity": as dm_control does.
+Refresh = Literal["all", "contact forces", "position and velocity"]
+
+
+class Placement(eqx.Module):
+    """Where everything is at the beginning of an episode."""
+
+    qpos: Float[Numbers, "*rows nq"]
+    qvel: Float[Numbers, "*rows nv"]
+    mocap: Float[Numbers, "*rows solids 3"]  # positions of the bodies that a task moves
+
+
+class Command(eqx.Module):
+    """What is done to the physics for one control step: controls, and an optional change of the velocities."""
+
+    ctrl: Float[Array, "*rows nu"]
+    kick: Float[Array, "*rows nv"] | None = None
+
+
+class MujocoEnvironment(Protocol):
+    """A task of ONE row, without batch axes; pure functions, but for `model`. Must be hashable."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Sensors by name, or fields of MjData."""
+        ...
+
+    @property
+    def substeps(self) -> int:
+        """Physics steps of a control step."""
+        ...
+
+    @property
+    def refresh(self) -> Refresh: ...
+
+    def model(self) -> Any:
+        """The compiled `mujoco.MjModel`; called once."""
+        ...
+
+    def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[PyTree[Array], Placement]: ...
+
+    def begin(
+        self, parameters: Parameters, state: PyTree[Array], reading: Reading
+    ) -> tuple[PyTree[Array], Float[Array, " observation"]]: ...
+
+    def command(self, parameters: Parameters, state: PyTree[Array], action: Float[Array, " action"]) -> Command: ...
+
+    def step(
+        self, parameters: Parameters, state: PyTree[Array], reading: Reading, action: Float[Array, " action"]
+    ) -> tuple[PyTree[Array], Step]: ...
+
+
+class MujocoState(eqx.Module):
+    """The task's own state of each row, and the number under which the engine keeps the physics."""
+
+    task: PyTree[Array]
+    session: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class MujocoSimulator:
+    """A MuJoCo environment on all rows at once: a `safemeta.sim.Simulator`."""
+
+    environment: MujocoEnvironment
+
+    def reset(
+        self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
+    ) -> tuple[MujocoState, Float[Array, "rows observation"]]:
+        engine = engine_of(self.environment)
+        task, placement = jax.vmap(self.environment.reset)(parameters, keys)
+
+        shape = engine.shape_of_readings(keys.shape[0])
+
+        def start(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+            return engine.start(placement, episodes, shape.dtype)
+
+        session, readings = io_callback(start, (jax.ShapeDtypeStruct((), jnp.int32), shape), placement)
+        task, observation = jax.vmap(self.environment.begin)(parameters, task, engine.named(readings))
+        return MujocoState(task, session), observation
+
+    def step(
+        self,
+        parameters: Parameters,
+        state: MujocoState,
+        action: Float[Array, "rows action"],
+        alive: Bool[Array, " rows"],
+    ) -> tuple[MujocoState, Step]:
+        engine = engine_of(self.environment)
+        command = jax.vmap(self.environment.command)(parameters, state.task, action)
+        readings = io_callback(
+            engine.advance, engine.shape_of_readings(alive.shape[0]), state.session, command.ctrl, command.kick, alive
+        )
+        task, step = jax.vmap(self.environment.step)(parameters, state.task, engine.named(readings), action)
+        return MujocoState(task, state.session), step
+
+    def finish(self, state: MujocoState) -> None:
+        # The task's state is handed over only so that this happens after the last step.
+        io_callback(engine_of(self.environment).finish, None, state.session, jax.tree.leaves(state.task))
+
+
+@lru_cache(maxsize=64)
+def engine_of(environment: MujocoEnvironment) -> "Engine":
+    """The engine of an environment: its model is compiled once in a process."""
+    return Engine(environment.model(), environment.reads, environment.substeps, environment.refresh)
+
+
+class Engine:
+    """The physics of many rows of one model. Sessions are independent and may be used from different threads."""
+
+    def __init__(
+        self,
+        model: Any,
+        reads: Sequence[str],
+        substeps: int = 1,
+        refresh: Refresh = "all",
+        threads: int | None = None,
+    ) -> None:
+        self.model = model
+        self.substeps = substeps
+        self.refresh: Refresh = refresh
+        self.threads: int = threads or _available_cores()
+        # A diverged row must show as NaN, which is reported, and not be put back to the start in silence.
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mujoco")
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+        self._sessions: dict[int, _Session] = {}
+        self._opened = 0
+        sensors = {model.sensor(index).name: model.sensor(index) for index in range(model.nsensor)}
+        probe = mujoco.MjData(model)
+        self._fields = tuple(dict.fromkeys("sensordata" if name in sensors else name for name in reads))
+        start, offset = {}, 0
+        for field in self._fields:
+            start[field] = offset
+            offset += np.size(getattr(probe, field))
+        self.size = offset
+        self._slices: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for name in reads:
+            if name in sensors:
+                sensor = sensors[name]
+                self._slices[name] = (start["sensordata"] + int(sensor.adr[0]), (int(sensor.dim[0]),))
+            else:
+                self._slices[name] = (start[name], np.shape(getattr(probe, name)))
+
+    def shape_of_readings(self, rows: int) -> jax.ShapeDtypeStruct:
+        """What `start` and `advance` return for so many rows."""
+        return jax.ShapeDtypeStruct((rows, self.size), jax.dtypes.canonicalize_dtype(float))
+
+    def named(self, readings: Float[Numbers, "rows size"]) -> Reading:
+        """Readings of all rows by name."""
+        return {
+            name: readings[:, start : start + int(np.prod(shape))].reshape(-1, *shape)
+            for name, (start, shape) in self._slices.items()
+        }
+
+    def start(self, placement: Placement, episodes: int = 1, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """Begin an episode in each row of the placement: the session's number and the readings."""
+        qpos, qvel, mocap = (np.asarray(leaf, np.float64) for leaf in (placement.qpos, placement.qvel, placement.mocap))
+        rows = qpos.shape[0]
+        with self._lock:
+            taken = [self._idle.pop() for _ in range(min(rows, len(self._idle)))]
+            self._opened += 1
+            number = self._opened
+        taken += [mujoco.MjData(self.model) for _ in range(rows - len(taken))]
+        readings = np.zeros((rows, self.size), dtype)
+        session = _Session([_Row(data, self._fields) for data in taken], episodes, readings)
+        self._sessions[number] = session
+
+        def work(index: int) -> None:
+            data = session.rows[index].data
+            mujoco.mj_resetData(self.model, data)
+            data.qpos[:], data.qvel[:] = qpos[index], qvel[index]
+            data.mocap_pos[:] = mocap[index]
+            mujoco.mj_forward(self.model, data)
+
+        return np.asarray(number, np.int32), self._on_all(session, work, range(rows))
+
+    def advance(self, number: Any, ctrl: Any, kick: Any, alive: Any) -> np.ndarray:
+        """One control step of the rows that are alive; the others keep their readings."""
+        session = self._sessions[int(number)]
+        session.steps += 1
+        ctrl = np.asarray(ctrl)
+        kick = None if kick is None else np.asarray(kick)
+        model, substeps, refresh = self.model, self.substeps, self.refresh
+        # Where position and velocity are up to date, the first physics step needs only its second half.
+        fresh = refresh != "contact forces" and kick is None and model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4
+
+        def work(index: int) -> None:
+            row = session.rows[index]
+            data = row.data
+            row.ctrl[:] = ctrl[index]
+            if kick is not None:
+                data.qvel += kick[index]
+            if fresh:
+                mujoco.mj_step2(model, data)
+                if substeps > 1:
+                    mujoco.mj_step(model, data, substeps - 1)
+            else:
+                mujoco.mj_step(model, data, substeps)
+            if refresh == "all":
+                mujoco.mj_forward(model, data)
+            elif refresh == "contact forces":
+                mujoco.mj_rnePostConstraint(model, data)
+            else:
+                mujoco.mj_step1(model, data)
+
+        return self._on_all(session, work, np.flatnonzero(np.asarray(alive)).tolist())
+
+    def data(self, number: Any) -> list[Any]:
+        """The `MjData` of a session's rows."""
+        return [row.data for row in self._sessions[int(number)].rows]
+
+    def finish(self, number: Any, _: Any = None) -> None:
+        """End a session: its rows may be used by the next."""
+        with self._lock:
+            session = self._sessions.pop(int(number))
+            self._idle += [row.data for row in session.rows]
+
+    def _on_all(self, session: "_Session", work: Any, indices: Sequence[int]) -> np.ndarray:
+        """`work` on each row, on all threads, each taking the next few rows when it is done; then all readings."""
+        readings = session.readings
+        share = max(1, len(indices) // (4 * self.threads))
+        chunks = [indices[first : first + share] for first in range(0, len(indices), share)]
+
+        def run(chunk: Sequence[int]) -> None:
+            for index in chunk:
+                work(index)
+                offset = 0
+                for view in session.rows[index].views:
+                    readings[index, offset : offset + view.size] = view
+                    offset += view.size
+
+        list(self._pool.map(run, chunks))
+        if not session.failed and not np.isfinite(readings).all():
+            session.failed = True
+            row = int(np.flatnonzero(~np.isfinite(readings).all(1))[0])
+            report(
+                SimulationError(
+                    f"the physics of task {row // session.episodes}, episode {row % session.episodes}, left the finite "
+                    f"numbers at step {session.steps}"
+                )
+            )
+        return readings.copy()
+
+
+def _available_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class _Row:
+    """One row's data, and flat views of what is read and written at every step (making them takes time)."""
+
+    def __init__(self, data: Any, fields: Sequence[str]) -> None:
+        self.data = data
+        self.ctrl = data.ctrl
+        self.views = [np.reshape(getattr(data, field), -1) for field in fields]
+
+
+class _Session:
+    """The rows of one batch of episodes."""
+
+    def __init__(self, rows: list[_Row], episodes: int, readings: np.ndarray) -> None:
+        self.rows = rows
+        self.episodes = episodes
+        self.readings = readings
+        self.steps = 0
+        self.failed = False
