@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "point-button",
-            "Point robot presses lit buttons among others and hazards, as in the dual-method paper (limit 10, discounted)",
+            "Point robot presses the lit button among others, as in the dual-method paper (limit 10, discounted)",
             "discounted",
             partial(_navigation, name="point-button"),
         ),
