@@ -39,6 +39,22 @@ def test_motion_is_that_of_a_plain_loop(x64):
     assert 10 < capped < 100
 
 
+def test_the_reward_can_be_differentiated_from_rest(x64):
+    def after_three(actions):
+        now = state(-1.5, -1.4)
+        for action in actions:
+            now, step = PointMass().step(task(), now, action)
+        return step.reward
+
+    actions = jnp.zeros((3, 2))
+    gradient = jax.grad(after_three)(actions)
+    for i, j in np.ndindex(3, 2):
+        nudge = jnp.zeros((3, 2)).at[i, j].set(1e-6)
+        slope = (after_three(actions + nudge) - after_three(actions - nudge)) / 2e-6
+        assert gradient[i, j] == pytest.approx(float(slope), abs=1e-8)
+    assert (gradient[0] > gradient[2]).all()
+
+
 @pytest.mark.parametrize(
     ("x", "y", "reward", "costs"),
     [

@@ -67,8 +67,8 @@ class PointMass:
 def advance(state: PointMassState, action: Float[Array, "*batch 2"]) -> PointMassState:
     """One step of semi-implicit Euler with the speed cap."""
     velocity = state.velocity + TIMESTEP * jnp.clip(action, -1, 1)
-    speed = jnp.sqrt(jnp.sum(velocity**2, axis=-1, keepdims=True))
-    velocity = velocity * (SPEED_CAP / jnp.maximum(speed, SPEED_CAP))
+    square = jnp.sum(velocity**2, axis=-1, keepdims=True)
+    velocity = velocity * (SPEED_CAP / jnp.sqrt(jnp.maximum(square, SPEED_CAP**2)))  # has a derivative at rest, too
     return PointMassState(state.position + TIMESTEP * velocity, velocity)
 
 
