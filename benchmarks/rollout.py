@@ -29,8 +29,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from safemeta.nets import GaussianPolicy
-from safemeta.sim import FunctionalWorld
-from safemeta.sim.functional import Parameters, Step
+from safemeta.sim import FunctionalWorld, Parameters, Step
 from safemeta.tasks import make, names
 
 EPISODES = 10  # to each task, as the dual-method paper collects

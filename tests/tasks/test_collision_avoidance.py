@@ -142,6 +142,12 @@ def test_reward_takes_the_angle_around_the_circle(x64):
     # Beyond the goal the bearing is 3 pi / 2, and so is a heading of -pi / 2: the car points at the goal.
     pose = state(0.0, 7.0, 0.4, -math.pi / 2)
     assert CollisionAvoidance().reward(pose) == pytest.approx(-0.1 * 0.4)
+    # With the goal to the left of the car and a little behind, heading and bearing lie on either side of pi.
+    beside = state(5.0, 5.5, math.hypot(5, 0.5) / 5, math.pi - 0.05)
+    bearing = math.atan2(-0.5, -5.0)
+    place = 0.02 * math.hypot(5, 0.5) * (abs(math.cos(bearing)) + abs(math.sin(bearing)))
+    turn = bearing + 2 * math.pi - (math.pi - 0.05)
+    assert CollisionAvoidance().reward(beside) == pytest.approx(-place - 0.1 * turn)
     naive = CollisionAvoidance(unwrapped_heading=True).reward(pose)
     assert naive == pytest.approx(-0.1 * 0.4 - 0.1 * 2 * math.pi)
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from safemeta.core import CMDP, LimitOn, Tasks
-from safemeta.sim import FunctionalWorld
-from safemeta.sim.functional import Parameters, Step
+from safemeta.sim import FunctionalWorld, Parameters, Step
 
 TIMESTEP = 0.01  # s; one physics step to a control step
 GRAVITY = 9.81  # m / s^2

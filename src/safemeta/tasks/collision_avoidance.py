@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.core import CMDP, LimitOn, Tasks
-from safemeta.sim import FunctionalWorld
-from safemeta.sim.functional import Parameters, Step
+from safemeta.sim import FunctionalWorld, Parameters, Step
 
 TIMESTEP = 0.1  # s
 ACCELERATION = 4.0  # m / s^2 at action 1

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.optimize import linprog
 
-from safemeta.sim.functional import Parameters, Step
+from safemeta.sim import Parameters, Step
 
 
 class TabularCMDP(eqx.Module):
