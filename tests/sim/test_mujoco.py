@@ -102,11 +102,11 @@ def plain_step(m, data, refresh):
         mujoco.mj_step(m, data)
     if refresh == "all":
         mujoco.mj_forward(m, data)
-    else:
+    elif refresh == "contact forces":
         mujoco.mj_rnePostConstraint(m, data)
 
 
-@pytest.mark.parametrize("refresh", ["all", "contact forces", "position and velocity"])
+@pytest.mark.parametrize("refresh", ["all", "contact forces", "position and velocity", "nothing"])
 @pytest.mark.parametrize("option", ["", 'integrator="RK4"'])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_equal_a_loop_over_plain_data(refresh, option, threads):

@@ -34,8 +34,9 @@ Reading = dict[str, Any]  # arrays by the names of `reads`
 
 # What is brought up to date after the last physics step of a control step:
 # "all": everything, as Safety-Gymnasium does. "contact forces": `mj_rnePostConstraint`, as Gymnasium does; all else is
-# that of the last physics step's beginning. "position and velocity": as dm_control does.
-Refresh = Literal["all", "contact forces", "position and velocity"]
+# that of the last physics step's beginning. "position and velocity": as dm_control does. "nothing": for tasks that read
+# `qpos` and `qvel` alone.
+Refresh = Literal["all", "contact forces", "position and velocity", "nothing"]
 
 
 class Placement(eqx.Module):
@@ -219,7 +220,8 @@ class Engine:
         kick = None if kick is None else np.asarray(kick)
         model, substeps, refresh = self.model, self.substeps, self.refresh
         # Where position and velocity are up to date, the first physics step needs only its second half.
-        fresh = refresh != "contact forces" and kick is None and model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4
+        stale = refresh in ("contact forces", "nothing")
+        fresh = not stale and kick is None and model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4
 
         def work(index: int) -> None:
             row = session.rows[index]
@@ -237,7 +239,7 @@ class Engine:
                 mujoco.mj_forward(model, data)
             elif refresh == "contact forces":
                 mujoco.mj_rnePostConstraint(model, data)
-            else:
+            elif refresh == "position and velocity":
                 mujoco.mj_step1(model, data)
 
         return self._on_all(session, work, np.flatnonzero(np.asarray(alive)).tolist())

@@ -93,6 +93,12 @@ def _navigation(limit: float | None, limit_on: "LimitOn", horizon: int | None, n
     return navigation.world(name, limit, limit_on, horizon)
 
 
+def _locomotion(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+    from safemeta.tasks import locomotion
+
+    return locomotion.world(name, limit, limit_on, horizon)
+
+
 def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
     from safemeta.tasks import tabular_families
 
@@ -215,6 +221,30 @@ FAMILIES: dict[str, Family] = {
             "Safety-Gymnasium's SafetyCarCircle1: one task (limit 25, undiscounted)",
             "undiscounted",
             partial(_navigation, name="car-circle-1"),
+        ),
+        Family(
+            "half-cheetah",
+            "runs at a goal velocity with its head low, as in the dual-method paper (limit 10, discounted)",
+            "discounted",
+            partial(_locomotion, name="half-cheetah"),
+        ),
+        Family(
+            "humanoid",
+            "runs in a direction with little control, as in the dual-method paper (limit 20, discounted)",
+            "discounted",
+            partial(_locomotion, name="humanoid"),
+        ),
+        Family(
+            "hopper",
+            "hops at a goal velocity with little control, as in the dual-method paper (limit 5, discounted)",
+            "discounted",
+            partial(_locomotion, name="hopper"),
+        ),
+        Family(
+            "swimmer",
+            "swims at a goal velocity with little control in restless water, as in that paper (limit 5, discounted)",
+            "discounted",
+            partial(_locomotion, name="swimmer"),
         ),
         Family(
             "point-mass",
