@@ -73,8 +73,8 @@ class EvaluateOptions:
 
     tasks: int = 20
     """Number of unseen tasks."""
-    episodes: int = 100
-    """Fresh episodes per task and policy."""
+    episodes: int | None = None
+    """Fresh episodes per task and policy (100; 20 where physics or environments step on the host)."""
     split: str = "test"
     """Which tasks: train, validation or test."""
     seed: int = 0

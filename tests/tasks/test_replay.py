@@ -7,6 +7,7 @@ import pytest
 
 from safemeta.tasks.replay import main, replay
 
+FIRST_STEP = "first step (whether wheels that just touch the floor carry is left to rounding)"
 TRACES = ("PointCircle1-s0", "PointCircle1-s1", "PointStCircle-s3")
 
 
@@ -44,6 +45,30 @@ def test_recorded_episodes_are_followed_to_1e_9(data, name):
     assert outcome.skipped == []
     assert max(vars(outcome.max_error).values()) < 1e-9
     assert outcome.cost_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "skipped", "bound"),
+    [
+        ("PointStButton-s3", [], 1e-9),  # buttons are run into
+        ("PointGoal1-s3", ["vases", "28 steps within reach of them"], 1e-9),
+        ("PointButton1-s1", ["gremlins", "20 steps within reach of them"], 1e-9),
+        ("PointPush1-s0", [], 1e-6),
+        (
+            "CarStCircleHazard-s3",
+            ["first step (whether wheels that just touch the floor carry is left to rounding)"],
+            1e-3,
+        ),
+    ],
+)
+def test_recorded_contacts_are_followed(data, name, skipped, bound):
+    outcome = replay(data / f"{name}.npz")
+    assert outcome.skipped == skipped
+    assert outcome.steps > 400
+    assert max(vars(outcome.max_error).values()) < bound
+    assert outcome.cost_agreement == 1.0
+    with np.load(data / f"{name}.npz") as archive:
+        assert 0 < archive["cost"].mean() < 1
 
 
 def test_the_traces_test_something(data):

@@ -75,6 +75,9 @@ class World(Protocol):
     With `per_task=True` the array leaves of `policy` carry a leading task axis, one policy per task.
     Rows are (task, episode): leaves of a trajectory are `[tasks, episodes, time, ...]`.
 
+    A world whose `on_host` is true steps outside of compiled code (a physics engine, a user's environment): orders of
+    magnitude slower, so that fewer episodes are the default where there is a choice. Absent, it is false.
+
     A world may also offer `corners() -> Tasks`: the extreme tasks of its training distribution, the hardest to be
     safe on first. They are rare in random batches, and a meta-policy that never sees them is unsafe there.
     """

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 
 from safemeta.experiment.config import check_count, check_seed
-from safemeta.experiment.errors import UserError, from_value_error, writing_failed
+from safemeta.experiment.errors import UserError, from_value_error, simulation_failed, writing_failed
 from safemeta.experiment.evaluate import (
     ADAPT_STREAM,
     MEASURE_STREAM,
     SAMPLE_STREAM,
     Interval,
     LargestCost,
+    check_episodes,
     check_finite,
     draw_tasks,
     interval,
+    judging_episodes,
     largest_costs,
 )
 from safemeta.experiment.files import write_atomically, write_json
@@ -89,7 +91,7 @@ def adapt(
     *,
     tasks: int = 20,
     steps: int = 20,
-    episodes: int = 100,
+    episodes: int | None = None,
     split: str = "test",
     seed: int = 0,
     limit: float | None = None,
@@ -120,12 +122,12 @@ def adapt(
     return dataclasses.replace(report, picture=picture)
 
 
-def check_settings(tasks: int, steps: int, episodes: int, seed: int) -> None:
+def check_settings(tasks: int, steps: int, episodes: int | None, seed: int) -> None:
     """Raise `UserError` unless all are sensible."""
     check_seed(seed)
     check_count("tasks", tasks)
     check_count("steps", steps)
-    check_count("episodes", episodes, least=2)
+    check_episodes(episodes)
 
 
 def adapt_policies(
@@ -135,7 +137,7 @@ def adapt_policies(
     *,
     tasks: int = 20,
     steps: int = 20,
-    episodes: int = 100,
+    episodes: int | None = None,
     split: str = "test",
     seed: int = 0,
     limit: float | None = None,
@@ -144,9 +146,12 @@ def adapt_policies(
     """`adapt` without a run: any meta-algorithm, state and world; nothing is saved."""
     import jax
 
+    from safemeta.sim.failures import SimulationError
+
     if not hasattr(algorithm, "adapt"):
         raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
     reporter = reporter or default()
+    episodes = judging_episodes(world, episodes)
     key = jax.random.key(seed)
     drawn = draw_tasks(world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
     reporter.note(f"Adapting to {tasks} unseen tasks for {steps} steps ...")
@@ -154,6 +159,8 @@ def adapt_policies(
         adaptation = algorithm.adapt(state, world, drawn, jax.random.fold_in(key, ADAPT_STREAM), steps)
     except ValueError as problem:
         raise from_value_error(problem) from problem
+    except SimulationError as problem:
+        raise simulation_failed(problem) from problem
     judging = jax.random.fold_in(key, MEASURE_STREAM)
     returns, costs = judge(adaptation.policies, world, drawn, judging, steps, episodes, reporter)
     limits, per_task = np.asarray(drawn.limits), returns.mean(-1)

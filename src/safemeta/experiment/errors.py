@@ -51,6 +51,12 @@ def from_value_error(problem: ValueError) -> UserError:
     return UserError(text if text[-1] in ".!?)" else text + ".")
 
 
+def simulation_failed(problem: Exception) -> UserError:
+    """The sentence for a simulation that failed while a policy was being judged or adapted."""
+    text = str(problem)
+    return UserError(f"The simulation failed: {text}.", exit_code=1)
+
+
 def writing_failed(problem: OSError, path: object) -> UserError:
     """The sentence for an `OSError` while `path` was being read or written."""
     if problem.errno == errno.ENOSPC:

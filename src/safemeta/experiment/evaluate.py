@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from safemeta.experiment.config import check_count, check_positive, check_seed
-from safemeta.experiment.errors import UserError, from_value_error
+from safemeta.experiment.errors import UserError, from_value_error, simulation_failed
 from safemeta.experiment.files import write_json
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.statistics import bootstrap, mean_interval
 
 FILE = "evaluation.json"
+EPISODES, EPISODES_ON_HOST = 100, 20  # per policy and task, where no number is given
 SAMPLE_STREAM, MEASURE_STREAM, ADAPT_STREAM = 0, 1, 2  # what fold_in(key(seed), .) is used for
 
 
@@ -68,22 +69,31 @@ def evaluate(
     run: Run | Path | str,
     *,
     tasks: int = 20,
-    episodes: int = 100,
+    episodes: int | None = None,
     split: str = "test",
     seed: int = 0,
     limit: float | None = None,
     checkpoint: str = "auto",
 ) -> EvaluationReport:
-    """Measure the run's policy on `tasks` tasks of `split` and save `evaluation.json` in its folder."""
+    """Measure the run's policy on `tasks` tasks of `split` and save `evaluation.json` in its folder.
+
+    `episodes` per task: by default 100, or 20 where the world steps on the host.
+    """
     import jax
 
+    from safemeta.sim.failures import SimulationError
+
     check_count("tasks", tasks)
-    check_count("episodes", episodes, least=2)
+    check_episodes(episodes)
     check_seed(seed)
     run = run if isinstance(run, Run) else load(run, checkpoint)
+    episodes = judging_episodes(run.world, episodes)
     key = jax.random.key(seed)
     drawn = draw_tasks(run.world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
-    performance = run.world.measure(run.policy, drawn, jax.random.fold_in(key, MEASURE_STREAM), episodes)
+    try:
+        performance = run.world.measure(run.policy, drawn, jax.random.fold_in(key, MEASURE_STREAM), episodes)
+    except SimulationError as problem:
+        raise simulation_failed(problem) from problem
     returns, costs = np.asarray(performance.episode_return), np.asarray(performance.costs)
     check_finite(returns, costs)
     report = EvaluationReport(
@@ -97,6 +107,19 @@ def evaluate(
     )
     write_json(run.folder / FILE, report.to_json())
     return report
+
+
+def check_episodes(episodes: int | None) -> None:
+    """Raise `UserError` unless there are at least two, or no number is given."""
+    if episodes is not None:
+        check_count("episodes", episodes, least=2)
+
+
+def judging_episodes(world: Any, episodes: int | None) -> int:
+    """The number that was given, or the world's default."""
+    if episodes is not None:
+        return episodes
+    return EPISODES_ON_HOST if getattr(world, "on_host", False) else EPISODES
 
 
 def draw_tasks(world: Any, key: Any, count: int, split: str, limit: float | None) -> Any:
@@ -143,6 +166,11 @@ def interval(mean: Any, low: Any, high: Any) -> Interval:
 
 
 def check_finite(*arrays: np.ndarray) -> None:
-    """Raise `UserError` if a measured return or cost is NaN or infinite."""
+    """Raise `UserError` if a simulation failed, or a measured return or cost is NaN or infinite."""
+    from safemeta.sim.failures import pending
+
+    error = pending()
+    if error is not None:
+        raise simulation_failed(error)
     if not all(np.isfinite(array).all() for array in arrays):
         raise UserError("The policy's returns or costs are not finite, so it cannot be judged.", exit_code=1)

@@ -235,12 +235,13 @@ class Training:
 
         run, began = self.run, time.perf_counter()
         from safemeta.experiment.finite import strong
+        from safemeta.sim.failures import pending
 
         key = jax.random.fold_in(self.key, run.iteration)
         state, metrics = run.algorithm.iterate(run.state, run.world, key)
         state, number = strong(state), run.iteration + 1
         scalars = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
-        fault = self.check.fault(state, scalars)
+        fault = pending() or self.check.fault(state, scalars)
         if fault:
             self.save()
             raise UserError(

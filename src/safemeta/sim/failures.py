@@ -20,10 +20,16 @@ def report(error: SimulationError) -> None:
         _pending.append(error)
 
 
-def raise_pending() -> None:
-    """Raise the first error that was reported since the last call, if any, and forget all."""
+def pending() -> SimulationError | None:
+    """The first error that was reported since the last call, if any; all are forgotten."""
     with _lock:
-        found = list(_pending)
+        found = _pending[0] if _pending else None
         _pending.clear()
-    if found:
-        raise found[0]
+    return found
+
+
+def raise_pending() -> None:
+    """Raise what is `pending`."""
+    error = pending()
+    if error is not None:
+        raise error

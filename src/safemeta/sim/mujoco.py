@@ -124,15 +124,18 @@ class MujocoSimulator:
     ) -> tuple[MujocoState, Step]:
         engine = engine_of(self.environment)
         command = jax.vmap(self.environment.command)(parameters, state.task, action)
-        readings = io_callback(
-            engine.advance, engine.shape_of_readings(alive.shape[0]), state.session, command.ctrl, command.kick, alive
-        )
+        # The session's number passes through each step, so that nothing can happen to it before the last.
+        shapes = (jax.ShapeDtypeStruct((), jnp.int32), engine.shape_of_readings(alive.shape[0]))
+
+        def advance(number: Any, ctrl: Any, kick: Any, alive: Any) -> tuple[np.ndarray, np.ndarray]:
+            return np.asarray(number, np.int32), engine.advance(number, ctrl, kick, alive)
+
+        session, readings = io_callback(advance, shapes, state.session, command.ctrl, command.kick, alive)
         task, step = jax.vmap(self.environment.step)(parameters, state.task, engine.named(readings), action)
-        return MujocoState(task, state.session), step
+        return MujocoState(task, session), step
 
     def finish(self, state: MujocoState) -> None:
-        # The task's state is handed over only so that this happens after the last step.
-        io_callback(engine_of(self.environment).finish, None, state.session, jax.tree.leaves(state.task))
+        io_callback(engine_of(self.environment).finish, None, state.session)
 
 
 @lru_cache(maxsize=64)
@@ -248,7 +251,7 @@ class Engine:
         """The `MjData` of a session's rows."""
         return [row.data for row in self._sessions[int(number)].rows]
 
-    def finish(self, number: Any, _: Any = None) -> None:
+    def finish(self, number: Any) -> None:
         """End a session: its rows may be used by the next."""
         with self._lock:
             session = self._sessions.pop(int(number))

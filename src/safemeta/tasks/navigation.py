@@ -29,8 +29,8 @@ class Varying:
     """A task parameter: its range in training and in tests, and whether more of it is harder (1) or easier (-1)."""
 
     name: str
-    train: tuple[float, float]
-    test: tuple[float, float]
+    train: tuple[float | int, float | int]
+    test: tuple[float | int, float | int]
     harder: int = 1
 
 
@@ -92,11 +92,11 @@ class Setting:
     discount: float = field(default=0.99)
 
 
-def _fixed(name: str, value: float) -> Varying:
+def _fixed(name: str, value: float | int) -> Varying:
     return Varying(name, (value, value), (value, value))
 
 
-def _same(name: str, low: float, high: float, harder: int = 1) -> Varying:
+def _same(name: str, low: float | int, high: float | int, harder: int = 1) -> Varying:
     return Varying(name, (low, high), (low, high), harder)
 
 

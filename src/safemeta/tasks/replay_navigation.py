@@ -110,7 +110,7 @@ def _replay(trace: Trace) -> Replay:
     )
 
 
-def _scene_of(objects: dict[str, Any]) -> tuple[Scene, dict[str, float]]:
+def _scene_of(objects: dict[str, Any]) -> tuple[Scene, dict[str, Any]]:
     """The scene that a trace was recorded in, and its parameters."""
     hazards = objects.get("hazards", {"num": 0, "size": 0.2})
     if "circle" in objects:

@@ -20,7 +20,7 @@ from safemeta.tasks import point
 from safemeta.tasks.lidar import pseudo_lidar
 from safemeta.tasks.robots import AGENT, Body, Robot, new_spec
 
-Objects = dict[str, Float[Array, "count 2"]]  # centres (m) by class; objects that a task lacks are far away
+Objects = dict[str, Float[Array, "*rows _ 2"]]  # centres (m) by class; objects that a task lacks are far away
 
 
 class SceneState(eqx.Module):
@@ -93,7 +93,7 @@ def distances(body: Body, places: Float[Array, "count 2"]) -> Float[Array, " cou
     return jnp.sqrt(jnp.sum((places - body.position[:2]) ** 2, axis=-1))
 
 
-def merged(costs: Float[Array, " costs"], combine: bool) -> Float[Array, " costs"]:
+def merged(costs: Float[Array, " costs"], combine: bool) -> Float[Array, " signals"]:
     """The costs, or one that says whether any of them is there, as the original environments give it."""
     return any_cost(costs)[None] if combine and costs.shape[0] > 1 else costs
 
