@@ -22,7 +22,7 @@ from safemeta.sim.step import Family, Parameters, Step
 class Simulator(Protocol):
     """Steps all rows together. Must be hashable: it is a static argument of compiled functions.
 
-    `step` receives the actions as they were sampled and clips them itself. Rows that are not `alive` have terminated:
+    `step` receives the actions as they were sampled and clips them itself. Rows that are not `alive` have ended:
     what is returned for them is thrown away, and a simulator may leave them as they are. `finish` is called once
     after the last step. `episodes` is the number of rows of each task.
     """
@@ -59,6 +59,11 @@ class BatchedWorld:
         """Always true: every method may be called inside jit."""
         return True
 
+    @property
+    def on_host(self) -> bool:
+        """Always true: see `safemeta.core.World`."""
+        return True
+
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
         """`count` independent tasks of a split ("train", "validation" or "test")."""
         return self.family.sample(key, count, split)
@@ -72,9 +77,9 @@ class BatchedWorld:
     ) -> Trajectory:
         """`episodes` episodes of each task: leaves are `[tasks, episodes, time, ...]`.
 
-        Actions are stored as the policy drew them, unclipped, with their log-density. After a termination the row
-        stays where it is: zero reward and costs, `valid = False`. `truncated` marks the last step of the horizon
-        of a row that did not terminate.
+        Actions are stored as the policy drew them, unclipped, with their log-density. After its end a row stays where
+        it is: zero reward and costs, `valid = False`. `truncated` marks where a row that did not terminate was cut
+        off: at the last step of the horizon, or where the simulator says so.
         """
         return _settled(_collect(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
 
@@ -106,8 +111,8 @@ def _collect(
         state, observation, alive = carry
         action, log_prob = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
         state, step = _masked_step(simulator, parameters, state, observation, action, alive)
-        going = alive & ~step.terminated
-        truncated = going & (t == cmdp.horizon - 1)
+        going = alive & ~step.ended
+        truncated = alive & step.cut_off(t == cmdp.horizon - 1)
         record = (observation, action, log_prob, step.reward, step.costs, step.terminated, truncated, alive)
         return (state, step.observation, going), record
 
@@ -132,7 +137,7 @@ def _measure(
         t, weight = inputs
         action, _ = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
         state, step = _masked_step(simulator, parameters, state, observation, action, alive)
-        going = alive & ~step.terminated
+        going = alive & ~step.ended
         return (state, step.observation, going, total + step.reward, costs + weight * step.costs), None
 
     state, observation, alive = _start(simulator, parameters, keys, episodes, cmdp.horizon)
@@ -160,12 +165,9 @@ def _masked_step(
     action: Float[Array, "rows action"],
     alive: Bool[Array, " rows"],
 ) -> tuple[PyTree[Array], Step]:
-    """One step, which shows nothing new on rows that have terminated."""
+    """One step, which shows nothing new on rows that have ended."""
     state, step = simulator.step(parameters, state, action, alive)
-    nothing = Step(
-        observation, jnp.zeros_like(step.reward), jnp.zeros_like(step.costs), jnp.zeros_like(step.terminated)
-    )
-    return state, where_alive(alive, step, nothing)
+    return state, where_alive(alive, step, step.idle(observation))
 
 
 def where_alive(alive: Bool[Array, " rows"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:

@@ -17,7 +17,7 @@ class FunctionalEnvironment(Protocol):
     """The dynamics of ONE row, without batch axes. Must be hashable: it is a static argument of compiled functions.
 
     `step` receives the policy's action as it was sampled and clips it itself. It is also called, and its result
-    thrown away, on rows that have terminated: it must not produce anything but numbers there.
+    thrown away, on rows that have ended: it must not produce anything but numbers there.
     """
 
     def reset(
@@ -59,9 +59,9 @@ class FunctionalWorld:
     ) -> Trajectory:
         """`episodes` episodes of each task: leaves are `[tasks, episodes, time, ...]`.
 
-        Actions are stored as the policy drew them, unclipped, with their log-density. After a termination the row
-        stays where it is: zero reward and costs, `valid = False`. `truncated` marks the last step of the horizon
-        of a row that did not terminate.
+        Actions are stored as the policy drew them, unclipped, with their log-density. After its end a row stays where
+        it is: zero reward and costs, `valid = False`. `truncated` marks where a row that did not terminate was cut
+        off: at the last step of the horizon, or where the environment says so.
         """
         return _collect(self, policy, tasks, key, episodes, per_task)
 
@@ -93,10 +93,10 @@ def _collect(
                 step.reward,
                 step.costs,
                 step.terminated,
-                alive & ~step.terminated & (t == horizon - 1),
+                alive & step.cut_off(t == horizon - 1),
                 alive,
             )
-            return (following, step.observation, alive & ~step.terminated), record
+            return (following, step.observation, alive & ~step.ended), record
 
         state, observation = world.environment.reset(parameters, jax.random.fold_in(key, horizon))
         initial = (state, observation, jnp.asarray(True))
@@ -118,7 +118,7 @@ def _measure(
             t, weight = inputs
             action, _ = policy.act(observation, jax.random.fold_in(key, t))
             following, step = _guarded_step(world.environment, parameters, state, observation, action, alive)
-            alive = alive & ~step.terminated
+            alive = alive & ~step.ended
             return (following, step.observation, alive, total + step.reward, costs + weight * step.costs), None
 
         state, observation = world.environment.reset(parameters, jax.random.fold_in(key, horizon))
@@ -140,9 +140,9 @@ def _guarded_step(
     action: Float[Array, " action"],
     alive: Bool[Array, ""],
 ) -> tuple[PyTree[Array], Step]:
-    """One step, or nothing at all on a row that has terminated."""
+    """One step, or nothing at all on a row that has ended."""
     following, step = environment.step(parameters, state, action)
-    nothing = Step(observation, jnp.zeros_like(step.reward), jnp.zeros_like(step.costs), jnp.asarray(False))
+    nothing = step.idle(observation)
     return jax.tree.map(lambda new, old: jnp.where(alive, new, old), (following, step), (state, nothing))
 
 

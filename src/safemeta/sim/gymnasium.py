@@ -1,0 +1,295 @@
+"""Gymnasium environments of a user's own, reached from within compiled code.
+
+Each row has an environment instance to itself for the length of its episode. One control step of all rows is one
+callback that steps those that have not ended, one after the other. An environment that raises, or returns what cannot
+be learned from, is reported (`failures.py`) with its task, episode and step, and all rows show NaN from there on.
+"""
+
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jax.experimental import io_callback
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from safemeta.sim.cost_reader import CostError, CostReader, number, unpack
+from safemeta.sim.failures import SimulationError, report
+from safemeta.sim.step import Parameters, Step
+
+IDLE = 500  # environment instances that are kept for later episodes
+
+# A Gymnasium id, or a function of the task's parameters (of nothing, where there is one task only)
+EnvMaker = str | Callable[..., Any]
+
+
+class GymnasiumState(eqx.Module):
+    """The number under which the host keeps the environments, and how many steps they have made.
+
+    The count goes from callback to callback, which keeps them in their order.
+    """
+
+    session: Int[Array, ""]
+    clock: Int[Array, ""]
+
+
+@dataclass(frozen=True, eq=False)
+class GymnasiumSimulator:
+    """Gymnasium environments on all rows: a `safemeta.sim.batched.Simulator`.
+
+    Actions are clipped to the action space. Rows are reset with a seed from their key. Where an environment truncates
+    itself (a `TimeLimit`), the row is truncated, not terminated. A worked use is `own_world.py`.
+    """
+
+    host: "Host"
+
+    def reset(
+        self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
+    ) -> tuple[GymnasiumState, Float[Array, "rows observation"]]:
+        seeds = jax.vmap(partial(jax.random.bits, dtype=jnp.uint32))(keys) >> 1  # Gymnasium wants no negative ones
+        dtype = _float()
+        shape = jax.ShapeDtypeStruct((keys.shape[0], self.host.observation_size), dtype)
+
+        def start(parameters: Any, seeds: Any) -> tuple[np.ndarray, np.ndarray]:
+            number, observation = self.host.start(parameters, seeds, episodes)
+            return np.asarray(number, np.int32), observation.astype(dtype)
+
+        session, observation = io_callback(start, (jax.ShapeDtypeStruct((), jnp.int32), shape), parameters, seeds)
+        return GymnasiumState(session, jnp.zeros((), jnp.int32)), observation
+
+    def step(
+        self,
+        parameters: Parameters,
+        state: GymnasiumState,
+        action: Float[Array, "rows action"],
+        alive: Bool[Array, " rows"],
+    ) -> tuple[GymnasiumState, Step]:
+        rows, dtype = alive.shape[0], _float()
+        shapes = (
+            state.clock,
+            jax.ShapeDtypeStruct((rows, self.host.observation_size), dtype),
+            jax.ShapeDtypeStruct((rows,), dtype),
+            jax.ShapeDtypeStruct((rows, len(self.host.costs.names)), dtype),
+            jax.ShapeDtypeStruct((rows,), bool),
+            jax.ShapeDtypeStruct((rows,), bool),
+        )
+
+        def advance(session: Any, clock: Any, action: Any, alive: Any) -> tuple[np.ndarray, ...]:
+            results = self.host.advance(int(session), np.asarray(action), np.asarray(alive))
+            return np.asarray(clock + 1), *(
+                leaf if leaf.dtype == bool else leaf.astype(dtype) for leaf in vars(results).values()
+            )
+
+        clock, *step = io_callback(advance, shapes, state.session, state.clock, action, alive)
+        return GymnasiumState(state.session, clock), Step(*step)
+
+    def finish(self, state: GymnasiumState) -> None:
+        # The clock is handed over only so that this happens after the last step.
+        io_callback(lambda session, clock: self.host.finish(int(session)), None, state.session, state.clock)
+
+
+def _float() -> Any:
+    return jax.dtypes.canonicalize_dtype(float)
+
+
+@dataclass
+class Row:
+    """One episode: its environment (None once it has failed to be made), and what it showed last."""
+
+    name: str
+    pool: tuple[Any, ...]
+    env: Any = None
+    observation: Any = None
+
+
+@dataclass
+class Session:
+    """The rows of one batch of episodes."""
+
+    rows: list[Row]
+    steps: int = 0
+    failed: bool = False
+
+
+@dataclass
+class StepOfRows:
+    """What a control step of all rows returns, in the order of `Step`."""
+
+    observation: np.ndarray
+    reward: np.ndarray
+    costs: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+@dataclass
+class Host:
+    """Makes environments, keeps them between episodes, and steps them. All of it happens outside of JAX.
+
+    An instance is used again for the same task; one with a method `set_task(parameters)` for every task.
+    """
+
+    make_env: EnvMaker
+    costs: CostReader
+    observation_space: spaces.Space
+    action_space: spaces.Box
+    _idle: "OrderedDict[tuple[Any, ...], list[Any]]" = field(default_factory=OrderedDict)
+    _sessions: dict[int, Session] = field(default_factory=dict)
+    _opened: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def observation_size(self) -> int:
+        return spaces.flatdim(self.observation_space)
+
+    def start(self, parameters: Mapping[str, Any], seeds: Any, episodes: int) -> tuple[int, np.ndarray]:
+        """Begin an episode in each row: the session's number and the first observations."""
+        seeds = np.asarray(seeds)
+        columns = {name: np.asarray(values) for name, values in parameters.items()}
+        session = Session([])
+        first = np.full((len(seeds), self.observation_size), np.nan)
+        for index, seed in enumerate(seeds.tolist()):
+            own = {name: values[index].tolist() for name, values in columns.items()}
+            row = Row(_row_name(index, episodes, own), tuple(sorted((name, str(value)) for name, value in own.items())))
+            session.rows.append(row)
+            if session.failed:
+                continue
+            try:
+                row.env = self._taken(row, own)
+                row.observation, _ = row.env.reset(seed=seed)
+                first[index] = self._flat(row.observation)
+            except Exception as problem:
+                self._fail(session, row, problem)
+        with self._lock:
+            self._opened += 1
+            number = self._opened
+            self._sessions[number] = session
+        return number, first
+
+    def advance(self, number: int, action: np.ndarray, alive: np.ndarray) -> StepOfRows:
+        """One control step of the rows that are alive; NaN everywhere once anything has failed."""
+        session = self._sessions[number]
+        session.steps += 1
+        rows, costs = len(session.rows), len(self.costs.names)
+        found = StepOfRows(
+            np.zeros((rows, self.observation_size)),
+            np.zeros(rows),
+            np.zeros((rows, costs)),
+            np.zeros(rows, bool),
+            np.zeros(rows, bool),
+        )
+        for index in np.flatnonzero(alive).tolist():
+            if session.failed:
+                break
+            try:
+                self._step(session.rows[index], action[index], found, index)
+            except Exception as problem:
+                self._fail(session, session.rows[index], problem)
+        if session.failed:
+            for leaf in (found.observation, found.reward, found.costs):
+                leaf[:] = np.nan
+        return found
+
+    def finish(self, number: int) -> None:
+        """End a session: its environments may be used by the next, the oldest of too many are closed."""
+        session = self._sessions.pop(number)
+        surplus = []
+        with self._lock:
+            for row in session.rows:
+                if row.env is not None:
+                    pool = self._pool(row)
+                    self._idle.setdefault(pool, []).append(row.env)
+                    self._idle.move_to_end(pool)
+            for _ in range(sum(map(len, self._idle.values())) - IDLE):
+                pool = next(iter(self._idle))
+                surplus.append(self._idle[pool].pop())
+                if not self._idle[pool]:
+                    del self._idle[pool]
+        for env in surplus:
+            env.close()
+
+    def _step(self, row: Row, action: np.ndarray, found: StepOfRows, index: int) -> None:
+        """One step of one row, written into `found`."""
+        if not np.isfinite(action).all():
+            raise CostError("the policy's action is not a finite number")
+        given = np.clip(action.reshape(self.action_space.shape), self.action_space.low, self.action_space.high)
+        given = given.astype(self.action_space.dtype)
+        outcome = unpack(row.env.step(given))
+        found.costs[index] = self.costs.read(row.observation, given, outcome)
+        found.reward[index] = number(outcome.reward, "the reward")
+        found.observation[index] = self._flat(outcome.observation)
+        found.terminated[index] = outcome.terminated
+        found.truncated[index] = outcome.truncated and not outcome.terminated
+        row.observation = outcome.observation
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        """The observation as one row of finite numbers."""
+        if isinstance(self.observation_space, spaces.Box):
+            flat = np.array(observation, float).ravel()
+        else:
+            flat = np.asarray(spaces.flatten(self.observation_space, observation), float).ravel()
+        if flat.size != self.observation_size:
+            raise CostError(f"the observation has {flat.size} numbers instead of {self.observation_size}")
+        if not np.isfinite(flat).all():
+            raise CostError(f"number {int(np.argmin(np.isfinite(flat)))} of the observation is NaN or infinite")
+        return flat
+
+    def _taken(self, row: Row, parameters: dict[str, Any]) -> Any:
+        """An idle environment or a new one, set to the task."""
+        pools = ((), row.pool)
+        with self._lock:
+            env = next((self._idle[pool].pop() for pool in pools if self._idle.get(pool)), None)
+        env = make(self.make_env, parameters) if env is None else env
+        if hasattr(env.unwrapped, "set_task"):
+            env.unwrapped.set_task(parameters)
+        return env
+
+    def _pool(self, row: Row) -> tuple[Any, ...]:
+        return () if hasattr(row.env.unwrapped, "set_task") else row.pool
+
+    def _fail(self, session: Session, row: Row, problem: Exception) -> None:
+        """Report the first failure of a session; the environment is not used again."""
+        session.failed, row.env = True, None
+        when = f"at step {session.steps}" if session.steps else "at reset"
+        error = SimulationError(f"the environment of {row.name} failed {when}: {reason(problem)}")
+        error.__cause__ = problem
+        report(error)
+
+
+def make(make_env: EnvMaker, parameters: dict[str, Any]) -> Any:
+    """An environment for a task."""
+    if isinstance(make_env, str):
+        return gymnasium.make(make_env, **parameters)
+    if parameters or _needs_something(make_env):
+        return make_env(parameters)
+    return make_env()
+
+
+def reason(problem: Exception) -> str:
+    """An exception in a few words, on one line."""
+    text = " ".join(str(problem).split()).rstrip(".")
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return text if isinstance(problem, CostError) else f"{type(problem).__name__}{': ' if text else ''}{text}"
+
+
+def _needs_something(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return any(each.default is each.empty for each in positional)
+
+
+def _row_name(index: int, episodes: int, parameters: dict[str, Any]) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in parameters.items() if isinstance(value, float))
+    return f"task {index // episodes}{f' ({shown})' if shown else ''}, episode {index % episodes},"
