@@ -157,6 +157,21 @@ def test_rows_that_are_not_alive_stand_still_and_a_kick_changes_the_velocity():
     np.testing.assert_allclose(kicked[alive], engine.advance(faster, np.zeros((4, 1)), None, alive)[alive], atol=1e-9)
 
 
+def test_an_environment_may_settle_its_rows_before_they_begin():
+    def settle(model, data, rng):
+        data.qpos[0] += rng.uniform()
+
+    engine = Engine(model(), ("qpos", "tip"), SUBSTEPS, settle=settle)
+    placed = placement(3)
+    seeded = Placement(placed.qpos, placed.qvel, placed.mocap, np.array([5, 6, 5], np.uint32))
+    _, left_alone = engine.start(placed)
+    _, readings = engine.start(seeded)
+    moved = engine.named(readings)["qpos"] - engine.named(left_alone)["qpos"]
+    expected = [np.random.default_rng(seed).uniform() for seed in (5, 6, 5)]
+    np.testing.assert_allclose(moved, np.stack([expected, np.zeros(3)], axis=1), atol=1e-12)
+    assert (engine.named(readings)["tip"] != engine.named(left_alone)["tip"]).any(axis=1).all()
+
+
 def test_sessions_are_independent_and_their_rows_are_used_again():
     engine = Engine(model(), ("qpos",), SUBSTEPS)
     placed, ctrl, alive = placement(3), np.ones((3, 1)), np.ones(3, bool)

@@ -10,7 +10,7 @@ wants to know of the physics (its `reads`: named sensors, or fields of `MjData`)
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jax.experimental import io_callback
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
 from safemeta.sim.failures import SimulationError, report
 from safemeta.sim.step import Parameters, Step
@@ -39,12 +39,16 @@ Reading = dict[str, Any]  # arrays by the names of `reads`
 Refresh = Literal["all", "contact forces", "position and velocity", "nothing"]
 
 
+Settle = Callable[[Any, Any, np.random.Generator], None]  # changes a row's data; given the model
+
+
 class Placement(eqx.Module):
-    """Where everything is at the beginning of an episode."""
+    """Where everything is at the beginning of an episode; `seed` is for environments that `settle`."""
 
     qpos: Float[Numbers, "*rows nq"]
     qvel: Float[Numbers, "*rows nv"]
     mocap: Float[Numbers, "*rows solids 3"]  # positions of the bodies that a task moves
+    seed: UInt32[Numbers, "*rows"] | None = None
 
 
 class Command(eqx.Module):
@@ -55,7 +59,12 @@ class Command(eqx.Module):
 
 
 class MujocoEnvironment(Protocol):
-    """A task of ONE row, without batch axes; pure functions, but for `model`. Must be hashable."""
+    """A task of ONE row, without batch axes; pure functions, but for `model`. Must be hashable.
+
+    Where an initial state can only be found with the physics at hand (a random pose in which nothing touches), an
+    environment may also have `settle(model, data, rng)`. It changes a row's `MjData` on the host before its episode
+    begins, and its randomness comes from the placement's `seed`.
+    """
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -141,7 +150,8 @@ class MujocoSimulator:
 @lru_cache(maxsize=64)
 def engine_of(environment: MujocoEnvironment) -> "Engine":
     """The engine of an environment: its model is compiled once in a process."""
-    return Engine(environment.model(), environment.reads, environment.substeps, environment.refresh)
+    settle = getattr(environment, "settle", None)
+    return Engine(environment.model(), environment.reads, environment.substeps, environment.refresh, settle=settle)
 
 
 class Engine:
@@ -154,8 +164,10 @@ class Engine:
         substeps: int = 1,
         refresh: Refresh = "all",
         threads: int | None = None,
+        settle: Settle | None = None,
     ) -> None:
         self.model = model
+        self.settle = settle
         self.substeps = substeps
         self.refresh: Refresh = refresh
         self.threads: int = threads or _available_cores()
@@ -196,6 +208,7 @@ class Engine:
     def start(self, placement: Placement, episodes: int = 1, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
         """Begin an episode in each row of the placement: the session's number and the readings."""
         qpos, qvel, mocap = (np.asarray(leaf, np.float64) for leaf in (placement.qpos, placement.qvel, placement.mocap))
+        seed = None if placement.seed is None else np.asarray(placement.seed)
         rows = qpos.shape[0]
         with self._lock:
             taken = [self._idle.pop() for _ in range(min(rows, len(self._idle)))]
@@ -211,6 +224,8 @@ class Engine:
             mujoco.mj_resetData(self.model, data)
             data.qpos[:], data.qvel[:] = qpos[index], qvel[index]
             data.mocap_pos[:] = mocap[index]
+            if self.settle is not None and seed is not None:
+                self.settle(self.model, data, np.random.default_rng(seed[index]))
             mujoco.mj_forward(self.model, data)
 
         return np.asarray(number, np.int32), self._on_all(session, work, range(rows))

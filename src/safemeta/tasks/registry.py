@@ -99,6 +99,12 @@ def _locomotion(limit: float | None, limit_on: "LimitOn", horizon: int | None, n
     return locomotion.world(name, limit, limit_on, horizon)
 
 
+def _realworld(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+    from safemeta.tasks import realworld
+
+    return realworld.world(name, limit, limit_on, horizon)
+
+
 def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
     from safemeta.tasks import tabular_families
 
@@ -275,6 +281,24 @@ FAMILIES: dict[str, Family] = {
             "cartpole swing-up on a short stretch of the rail, as MetaL trains it (limit 0.115, per step)",
             "per_step",
             _realworld_cartpole,
+        ),
+        Family(
+            "realworld-walker",
+            "a planar walker whose joints must stay slow, for MetaL (limit 0.1, per step)",
+            "per_step",
+            partial(_realworld, name="realworld-walker"),
+        ),
+        Family(
+            "realworld-quadruped",
+            "a quadruped whose joints must stay near their middle, for MetaL (limit 0.745, per step)",
+            "per_step",
+            partial(_realworld, name="realworld-quadruped"),
+        ),
+        Family(
+            "realworld-humanoid",
+            "a humanoid whose joints must stay near their middle, for MetaL (limit 0.478, per step)",
+            "per_step",
+            partial(_realworld, name="realworld-humanoid"),
         ),
         Family(
             "tabular-random",

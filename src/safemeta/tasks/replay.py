@@ -20,7 +20,10 @@ from safemeta.tasks.trace import MaxError, Replay, Trace, TraceError, load
 
 __all__ = ["MaxError", "Replay", "Trace", "TraceError", "load", "main", "replay"]
 
-REPLAYABLE = "Safety-Gymnasium's Circle, Button, Goal and Push with Point or Car, Meta-CPO's variants, cartpole"
+REPLAYABLE = (
+    "Safety-Gymnasium's Circle, Button, Goal and Push with Point or Car, Meta-CPO's variants; cartpole, walker, "
+    "quadruped and humanoid of the Real-World RL suite"
+)
 
 
 def replay(file: str | Path) -> Replay:
@@ -40,6 +43,10 @@ def replay(file: str | Path) -> Replay:
         from safemeta.tasks.cartpole_replay import replay_cartpole
 
         return replay_cartpole(trace)
+    if "realworld_walk" in name:
+        from safemeta.tasks.replay_realworld import replay_realworld
+
+        return replay_realworld(trace)
     raise TraceError(f"{trace.file} was recorded from {recorded}, which cannot be replayed; can be: {REPLAYABLE}")
 
 
