@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safemeta.experiment import adapt, evaluate, load, plot, train
+    from safemeta.sim.cost_check import check_costs
+    from safemeta.sim.own_world import gymnasium_world
     from safemeta.tasks.registry import make
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adapt", "evaluate", "load", "make", "plot", "train"]
+__all__ = ["__version__", "adapt", "check_costs", "evaluate", "gymnasium_world", "load", "make", "plot", "train"]
 
 _HOMES = {
     "adapt": "safemeta.experiment",
+    "check_costs": "safemeta.sim.cost_check",
     "evaluate": "safemeta.experiment",
+    "gymnasium_world": "safemeta.sim.own_world",
     "load": "safemeta.experiment",
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",

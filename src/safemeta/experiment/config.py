@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,15 +18,37 @@ BUDGETS = ("default", "smoke", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """A task family by name, and what was changed about it (None: the family's own)."""
+    """A task family by name, and what was changed about it (None: the family's own).
+
+    `own` marks a world that was handed over in Python: what is said of it here is a record, from which it cannot be
+    made again.
+    """
 
     name: str
     limit: float | None = None
     limit_on: LimitUnit | None = None
     horizon: int | None = None
+    own: bool = False
+
+    @staticmethod
+    def of(world: Any) -> "TaskConfig":
+        """The record of a world that was handed over; `UserError` if it is none."""
+        if not all(hasattr(world, part) for part in ("cmdp", "sample", "collect", "measure")):
+            hint = ""
+            if hasattr(world, "reset") and hasattr(world, "step"):
+                hint = " (safemeta.gymnasium_world makes a world of a Gymnasium environment)"
+            raise UserError(
+                f"The task must be the name of a task family or a world, not a {type(world).__name__}{hint}."
+            )
+        cmdp = world.cmdp
+        name = re.sub(r"[^\w.-]+", "-", getattr(world, "name", type(getattr(world, "environment", world)).__name__))
+        limit = float(cmdp.limits[0]) if len(set(cmdp.limits)) == 1 else None
+        return TaskConfig(name, limit, cmdp.limit_on, cmdp.horizon, own=True)
 
     def validate(self) -> None:
         """Raise `UserError` if a number makes no sense."""
+        if self.own:
+            return  # its maker has checked it
         if self.limit is not None:
             check_positive("limit", self.limit)
         if self.horizon is not None:

@@ -79,19 +79,30 @@ def make_world(task: TaskConfig) -> Any:
     """The task family and its simulator."""
     from safemeta.tasks import registry as tasks
 
+    if task.own:
+        raise UserError(
+            f"'{task.name}' is an environment of the user's own, which has to be handed over in Python, as the `world`"
+            " of safemeta.load or the `task` of safemeta.train."
+        )
     try:
         return tasks.make(task.name, limit=task.limit, limit_on=task.limit_on, horizon=task.horizon)
     except ValueError as problem:
         raise from_value_error(problem) from problem
 
 
-def fresh(folder: Path, config: RunConfig) -> Run:
-    """A run at iteration 0, its state drawn from the seed; nothing is written."""
+def fresh(folder: Path, config: RunConfig, world: Any = None) -> Run:
+    """A run at iteration 0, its state drawn from the seed; nothing is written.
+
+    `world` is needed where the configuration's task is the user's own, and must be as it was.
+    """
     import jax
 
     from safemeta.experiment.finite import strong
 
-    world = make_world(config.task)
+    if world is None:
+        world = make_world(config.task)
+    else:
+        check_world(config.task, world)
     algorithm = build(config)
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     try:
@@ -99,6 +110,17 @@ def fresh(folder: Path, config: RunConfig) -> Run:
     except ValueError as problem:
         raise from_value_error(problem) from problem
     return Run(folder, config, algorithm, world, state)
+
+
+def check_world(task: TaskConfig, world: Any) -> None:
+    """Raise `UserError` unless `world` is what `task` records."""
+    if not task.own:
+        raise UserError(f"This run is on the task '{task.name}', which is known by its name: leave the world out.")
+    now = TaskConfig.of(world)
+    for part, wanted in vars(task).items():
+        if getattr(now, part) != wanted:
+            words = part.replace("_", " ")
+            raise UserError(f"The run's world has the {words} {wanted}, the one given now has {getattr(now, part)}.")
 
 
 def build(config: RunConfig) -> Any:
@@ -156,17 +178,18 @@ def read_config_file(path: Path) -> RunConfig:
     return config
 
 
-def load(folder: Path | str, checkpoint: str = "auto") -> Run:
+def load(folder: Path | str, checkpoint: str = "auto", world: Any = None) -> Run:
     """A trained run, ready to act, adapt or be evaluated.
 
-    `checkpoint` is "best" (only where the algorithm names a best one), "last", or "auto": best if there is one.
+    `checkpoint` is "best" (only where the algorithm names a best one), "last", or "auto": best if there is one. A run
+    on an environment of your own needs its `world` again.
     """
     from safemeta.experiment.checkpoint import Checkpoints, restore
 
     if checkpoint not in ("auto", "best", "last"):
         raise UserError(f"The checkpoint must be auto, best or last, not '{checkpoint}'.")
     folder = Path(folder)
-    run = fresh(folder, read_config(folder))
+    run = fresh(folder, read_config(folder), world)
     checkpoints = Checkpoints(folder / "checkpoints")
     if checkpoint == "best" and not checkpoints.best.exists():
         raise UserError(f"'{folder}' has no best checkpoint; use --checkpoint last.")

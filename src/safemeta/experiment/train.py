@@ -18,7 +18,16 @@ from safemeta.experiment.config import BUDGETS, RunConfig, TaskConfig, check_cou
 from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
 from safemeta.experiment.metrics import SCORE
 from safemeta.experiment.progress import default
-from safemeta.experiment.run import CONFIG, Run, create_folder, fresh, locked, read_config, read_config_file
+from safemeta.experiment.run import (
+    CONFIG,
+    Run,
+    check_world,
+    create_folder,
+    fresh,
+    locked,
+    read_config,
+    read_config_file,
+)
 from safemeta.experiment.signals import StopSignals
 
 DEFAULT_TASK = "point-circle"
@@ -26,7 +35,7 @@ DEFAULT_TASK = "point-circle"
 
 def train(
     algorithm: str | None = None,
-    task: str | None = None,
+    task: Any = None,
     *,
     preset: str | None = None,
     seed: int | None = None,
@@ -44,24 +53,27 @@ def train(
 ) -> Run:
     """Train `algorithm` on `task` and return the run.
 
+    `task` is the name of a task family or a world, such as `safemeta.gymnasium_world` makes of an environment of your
+    own; to resume a run on such a world, hand it over again.
     `options` are fields of the algorithm's `Config`; they change what `preset` (or the config's own defaults) says.
     `resume` continues a run folder, for which only `iterations` may be given too. `config` repeats the run that a
     `config.json` describes; everything given here overrides it. Raises `UserError` (one sentence).
     """
+    world = None if task is None or isinstance(task, str) else task
     given = {
-        "algorithm": algorithm, "task": task, "preset": preset, "seed": seed, "budget": budget, "out": out,
-        "config": config, "limit": limit, "limit_on": limit_on, "horizon": horizon,
-        "checkpoint_every": checkpoint_every, **options,
+        "algorithm": algorithm, "task": task if world is None else TaskConfig.of(world), "preset": preset,
+        "seed": seed, "budget": budget, "out": out, "config": config, "limit": limit, "limit_on": limit_on,
+        "horizon": horizon, "checkpoint_every": checkpoint_every, **options,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     reporter = reporter or default()
     _prepare(reporter)
     if resume is not None:
-        run = reopen(Path(resume), iterations, given, reporter)
+        run = reopen(Path(resume), iterations, given, reporter, world)
     else:
         out = given.pop("out", None)
         settings = resolve(given, iterations)
-        run = fresh(Path(), settings)
+        run = fresh(Path(), settings, world)
         run.folder = create_folder(settings, out)
     _train(run, reporter)
     return run
@@ -116,7 +128,7 @@ def change(options: Any, given: Mapping[str, Any]) -> Any:
         raise UserError(str(problem)) from problem  # here, unlike in a file, it is a matter of usage
 
 
-def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], reporter: Any) -> Run:
+def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], reporter: Any, world: Any = None) -> Run:
     """An existing run at its newest readable checkpoint, or at iteration 0 if it was stopped before the first.
 
     `given` are settings that came with it; only those that say what the run says anyway are let through.
@@ -125,6 +137,14 @@ def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], repor
     from safemeta.experiment.files import write_json
 
     config = read_config(folder)
+    if config.task.own and world is None:
+        raise UserError(
+            f"'{folder}' was trained on an environment of the user's own; continue it from Python:"
+            f" safemeta.train(resume='{folder}', task=world)."
+        )
+    if world is not None:
+        check_world(config.task, world)
+        given = {name: value for name, value in given.items() if name != "task"}
     same = {"algorithm": config.algorithm, "task": config.task.name, "seed": config.seed}
     changed = [name.replace("_", "-") for name, value in given.items() if name not in same or same[name] != value]
     if changed:
@@ -133,7 +153,7 @@ def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], repor
     if iterations is not None:
         check_count("iterations", iterations)
         config = dataclasses.replace(config, iterations=iterations)
-    run = fresh(folder, config)
+    run = fresh(folder, config, world)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
     run.state, header, damaged = Checkpoints(folder / "checkpoints").restore_newest(run.state)
@@ -163,6 +183,10 @@ def _resolve_task(given: dict[str, Any], base: TaskConfig) -> TaskConfig:
     """Take the task's settings out of `given`."""
     name = given.pop("task", base.name)
     changed = {key: given.pop(key) for key in ("limit", "limit_on", "horizon") if key in given}
+    if isinstance(name, TaskConfig):  # the record of a world that was handed over
+        if changed:
+            raise UserError(f"Give the {', '.join(changed).replace('_', ' ')} where the world is made, not to train.")
+        return name
     task = dataclasses.replace(base, name=name, **changed) if name == base.name else TaskConfig(name, **changed)
     task.validate()
     return task
@@ -248,7 +272,7 @@ class Training:
                 f"Training stopped at iteration {number}: {fault}; the state before it is saved in"
                 f" '{self.checkpoints.path(run.iteration)}'.",
                 exit_code=1,
-            )
+            ) from (fault if isinstance(fault, Exception) else None)
         scalars = {"environment_steps": self.steps * number, **scalars}
         self.logs.write(number, scalars, time.perf_counter() - began)
         run.state, run.iteration = state, number
@@ -290,4 +314,6 @@ class Training:
 
 
 def _how_to_resume(run: Run) -> str:
+    if run.config.task.own:
+        return f"Continue in Python with: safemeta.train(resume='{run.folder}', task=world)"
     return f"Continue with: safemeta train --resume {run.folder}"
