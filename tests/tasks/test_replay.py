@@ -175,7 +175,7 @@ def test_files_without_a_readable_description(trace, tmp_path, capsys, meta):
     ("meta", "said"),
     [
         ({"env_id": "SafetyCarCircle1-v0"}, "recorded from SafetyCarCircle1-v0, which cannot be replayed yet"),
-        ({"env_id": None, "domain": "walker", "task": "realworld_walk"}, "from walker/realworld_walk, which cannot"),
+        ({"env_id": None, "domain": "walker", "task": "realworld_run"}, "from walker/realworld_run, which cannot"),
         ({"object/hazards": {"num": 3}}, "which cannot be replayed yet; can be: Point-Circle"),
         ({"object/sigwalls": {"num": 4, "locate_factor": 1.125}}, "has 4 walls, which cannot be replayed yet"),
         ({"object/sigwalls": {}}, "does not describe"),
