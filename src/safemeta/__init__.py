@@ -10,13 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safemeta.experiment import adapt, evaluate, load, plot, train
+    from safemeta.experiment import adapt, evaluate, load, plot, train, video
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_world import gymnasium_world
     from safemeta.tasks.registry import make
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adapt", "check_costs", "evaluate", "gymnasium_world", "load", "make", "plot", "train"]
+__all__ = [
+    "__version__",
+    "adapt",
+    "check_costs",
+    "evaluate",
+    "gymnasium_world",
+    "load",
+    "make",
+    "plot",
+    "train",
+    "video",
+]
 
 _HOMES = {
     "adapt": "safemeta.experiment",
@@ -27,6 +38,7 @@ _HOMES = {
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",
     "train": "safemeta.experiment",
+    "video": "safemeta.experiment",
 }
 
 

@@ -22,6 +22,7 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta adapt RUN [options]           adapt a meta-policy to unseen tasks; is every policy on the way safe?
        safemeta evaluate RUN [options]        measure a policy on unseen tasks
        safemeta plot RUN... [options]         draw training curves, of several runs with intervals
+       safemeta video RUN [options]           film an episode of a policy on an unseen task
        safemeta list [--json]                 algorithms and tasks
 
        safemeta COMMAND --help                a command's options
@@ -106,6 +107,30 @@ class PlotOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoOptions:
+    """Options of `safemeta video`."""
+
+    out: str | None = None
+    """File to film into (gif, mp4 or png). By default plots/episode.gif in the run's folder."""
+    split: str = "test"
+    """Which tasks: train, validation or test."""
+    seed: int = 0
+    """Seed of the task and the episode."""
+    steps: int = 0
+    """Adaptation steps on the task before the episode; for meta-policies."""
+    lidar: bool = False
+    """Show what the robot's lidar sees."""
+    frames: int = 150
+    """Number of pictures, evenly spaced over the episode."""
+    fps: int = 20
+    """Pictures per second."""
+    checkpoint: Literal["auto", "best", "last"] = "auto"
+    """Which state: the best if the algorithm names one, else the last."""
+    quiet: bool = False
+    """Show nothing but warnings and errors."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ListOptions:
     """Options of `safemeta list`."""
 
@@ -138,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands = {"train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    commands = {"train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "video": _video, "list": _list}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -245,6 +270,17 @@ def _plot(arguments: list[str]) -> None:
     print(plot(*parsed.words, out=parsed.parts[0].out))
 
 
+def _video(arguments: list[str]) -> None:
+    from safemeta.experiment import progress
+    from safemeta.experiment.video import check_settings, video
+
+    folder, options = _one_run(arguments, VideoOptions(), "video", "Film an episode of a trained policy.")
+    check_settings(options.out, options.seed, options.steps, options.frames, options.fps)
+    reporter = progress.choose(options.quiet, False)
+    _use_cache(reporter)
+    print(video(folder, reporter=reporter, **_settings(options)))
+
+
 def _list(arguments: list[str]) -> None:
     from safemeta.algorithms import registry as algorithms
     from safemeta.experiment.arguments import parse
@@ -299,7 +335,7 @@ def _algorithm_in(config: str | None) -> str:
     return read_config_file(Path(config)).algorithm if config else registry.DEFAULT
 
 
-def _settings(options: EvaluateOptions) -> dict[str, Any]:
+def _settings(options: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(options).items() if key not in ("quiet", "json")}
 
 

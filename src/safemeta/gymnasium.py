@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from safemeta.core import Tasks
 from safemeta.core.cmdp import LimitOn
-from safemeta.sim import FunctionalWorld, Step
+from safemeta.sim import FunctionalWorld, one_row
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.failures import raise_pending
 from safemeta.tasks import registry as tasks
@@ -87,7 +87,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.task = self._chosen(jax.random.key(task_seed), options or {})
         self.episode_key = jax.random.key(episode_seed)
         self._finish()
-        self._state, observation = _begin(self.world, self.task, self.episode_key)
+        self._state, observation = one_row.begin(self.world, self.task, self.episode_key)
         self._steps, self._over = 0, False
         raise_pending()
         names = self.world.cmdp.cost_names
@@ -101,7 +101,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise gymnasium.error.ResetNeeded("The episode is over: call reset() before step().")
         given = jnp.asarray(np.asarray(action, np.float32).reshape(self.action_space.shape))
         assert self.task is not None
-        self._state, step = _advance(self.world, self.task, self._state, given)
+        self._state, step = one_row.advance(self.world, self.task, self._state, given)
         self._steps += 1
         raise_pending()
         terminated = bool(step.terminated)
@@ -116,8 +116,8 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._finish()
 
     def _finish(self) -> None:
-        if self._state is not None and isinstance(self.world, BatchedWorld):
-            _finish(self.world, self._state)
+        if self._state is not None:
+            one_row.finish(self.world, self._state)
         self._state, self._over = None, True
 
     def _chosen(self, key: PRNGKeyArray, options: dict[str, Any]) -> Tasks:
@@ -153,30 +153,6 @@ def _check_split(split: Any) -> None:
 @eqx.filter_jit
 def _sample(world: Any, key: PRNGKeyArray, split: str) -> Tasks:
     return world.sample(key, 1, split)
-
-
-@eqx.filter_jit
-def _begin(world: Any, task: Tasks, key: PRNGKeyArray) -> tuple[Any, Float[Array, " observation"]]:
-    """The state of the one row, and what is seen; the key is used as `collect` would."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(jax.random.split(key, 1), world.cmdp.horizon)
-    if isinstance(world, FunctionalWorld):
-        return world.environment.reset(task[0].parameters, keys[0])
-    state, observation = world.simulator.reset(task.parameters, keys, 1)
-    return state, observation[0]
-
-
-@eqx.filter_jit
-def _advance(world: Any, task: Tasks, state: Any, action: Float[Array, " action"]) -> tuple[Any, Step]:
-    if isinstance(world, FunctionalWorld):
-        return world.environment.step(task[0].parameters, state, action)
-    alive: Bool[Array, " rows"] = jnp.ones(1, bool)
-    state, step = world.simulator.step(task.parameters, state, action[None], alive)
-    return state, jax.tree.map(lambda leaf: leaf[0], step)
-
-
-@eqx.filter_jit
-def _finish(world: Any, state: Any) -> None:
-    world.simulator.finish(state)
 
 
 def register_environments() -> tuple[str, ...]:

@@ -5,5 +5,6 @@ from safemeta.experiment.evaluate import evaluate
 from safemeta.experiment.plots import plot
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.train import train
+from safemeta.experiment.video import video
 
-__all__ = ["Run", "adapt", "evaluate", "load", "plot", "train"]
+__all__ = ["Run", "adapt", "evaluate", "load", "plot", "train", "video"]
