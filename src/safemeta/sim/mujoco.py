@@ -10,6 +10,7 @@ wants to know of the physics (its `reads`: named sensors, or fields of `MjData`)
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ class Engine:
         self.threads: int = threads or _available_cores()
         # A diverged row must show as NaN, which is reported, and not be put back to the start in silence.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mujoco")
+        self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="mujoco")
         self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._sessions: dict[int, _Session] = {}
@@ -216,7 +217,9 @@ class Engine:
             number = self._opened
         taken += [mujoco.MjData(self.model) for _ in range(rows - len(taken))]
         readings = np.zeros((rows, self.size), dtype)
-        session = _Session([_Row(data, self._fields) for data in taken], episodes, readings)
+        session = _Session(
+            [_Row(*pair, self._fields) for pair in zip(taken, readings, strict=True)], episodes, readings
+        )
         self._sessions[number] = session
 
         def work(index: int) -> None:
@@ -234,6 +237,9 @@ class Engine:
         """One control step of the rows that are alive; the others keep their readings."""
         session = self._sessions[int(number)]
         session.steps += 1
+        going = np.flatnonzero(np.asarray(alive)).tolist()
+        if not going:
+            return session.readings.copy()
         ctrl = np.asarray(ctrl)
         kick = None if kick is None else np.asarray(kick)
         model, substeps, refresh = self.model, self.substeps, self.refresh
@@ -244,7 +250,7 @@ class Engine:
         def work(index: int) -> None:
             row = session.rows[index]
             data = row.data
-            row.ctrl[:] = ctrl[index]
+            np.copyto(row.ctrl, ctrl[index])
             if kick is not None:
                 data.qvel += kick[index]
             if fresh:
@@ -260,7 +266,7 @@ class Engine:
             elif refresh == "position and velocity":
                 mujoco.mj_step1(model, data)
 
-        return self._on_all(session, work, np.flatnonzero(np.asarray(alive)).tolist())
+        return self._on_all(session, work, going)
 
     def data(self, number: Any) -> list[Any]:
         """The `MjData` of a session's rows."""
@@ -273,20 +279,25 @@ class Engine:
             self._idle += [row.data for row in session.rows]
 
     def _on_all(self, session: "_Session", work: Any, indices: Sequence[int]) -> np.ndarray:
-        """`work` on each row, on all threads, each taking the next few rows when it is done; then all readings."""
-        readings = session.readings
-        share = max(1, len(indices) // (4 * self.threads))
-        chunks = [indices[first : first + share] for first in range(0, len(indices), share)]
+        """`work` on each row, on this thread and the others, each taking the next row when it is done; all readings."""
+        todo, rows = deque(indices), session.rows
 
-        def run(chunk: Sequence[int]) -> None:
-            for index in chunk:
+        def run() -> None:
+            while True:
+                try:
+                    index = todo.popleft()
+                except IndexError:
+                    return
                 work(index)
-                offset = 0
-                for view in session.rows[index].views:
-                    readings[index, offset : offset + view.size] = view
-                    offset += view.size
+                for here, there in rows[index].copies:
+                    np.copyto(here, there)
 
-        list(self._pool.map(run, chunks))
+        others = [self._pool.submit(run) for _ in range(min(self.threads, len(todo)) - 1)]
+        run()
+        for other in others:
+            if not other.cancel():  # a thread that has not begun by now has nothing left to do
+                other.result()
+        readings = session.readings
         if not session.failed and not np.isfinite(readings).all():
             session.failed = True
             row = int(np.flatnonzero(~np.isfinite(readings).all(1))[0])
@@ -305,12 +316,17 @@ def _available_cores() -> int:
 
 
 class _Row:
-    """One row's data, and flat views of what is read and written at every step (making them takes time)."""
+    """One row's data, and flat views of what is written and read at every step (making them takes time)."""
 
-    def __init__(self, data: Any, fields: Sequence[str]) -> None:
+    def __init__(self, data: Any, reading: np.ndarray, fields: Sequence[str]) -> None:
         self.data = data
         self.ctrl = data.ctrl
-        self.views = [np.reshape(getattr(data, field), -1) for field in fields]
+        self.copies: list[tuple[np.ndarray, np.ndarray]] = []  # from the data into the reading
+        offset = 0
+        for field in fields:
+            view = np.reshape(getattr(data, field), -1)
+            self.copies.append((reading[offset : offset + view.size], view))
+            offset += view.size
 
 
 class _Session:
