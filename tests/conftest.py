@@ -58,3 +58,12 @@ def x64():
 def repository() -> Path:
     """The root of the working tree."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """What one file has compiled no other file uses: without this a test run grows to many gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -67,8 +67,6 @@ def test_recorded_contacts_are_followed(data, name, skipped, bound):
     assert outcome.steps > 400
     assert max(vars(outcome.max_error).values()) < bound
     assert outcome.cost_agreement == 1.0
-    with np.load(data / f"{name}.npz") as archive:
-        assert 0 < archive["cost"].mean() < 1
 
 
 def test_the_traces_test_something(data):
@@ -174,10 +172,9 @@ def test_files_without_a_readable_description(trace, tmp_path, capsys, meta):
 @pytest.mark.parametrize(
     ("meta", "said"),
     [
-        ({"env_id": "SafetyCarCircle1-v0"}, "recorded from SafetyCarCircle1-v0, which cannot be replayed yet"),
+        ({"env_id": "SafetyCarCircle1-v0"}, "has 3 coordinates of robot and box, not 13"),
         ({"env_id": None, "domain": "walker", "task": "realworld_run"}, "from walker/realworld_run, which cannot"),
-        ({"object/hazards": {"num": 3}}, "which cannot be replayed yet; can be: Point-Circle"),
-        ({"object/sigwalls": {"num": 4, "locate_factor": 1.125}}, "has 4 walls, which cannot be replayed yet"),
+        ({"object/hazards": {"num": 3}}, "does not describe a robot and its task"),
         ({"object/sigwalls": {}}, "does not describe"),
         ({"body_names": ["world"]}, "does not describe"),
         ({"substeps": 5}, "5 to an action, not 0.002 s and 10"),

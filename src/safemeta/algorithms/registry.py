@@ -56,6 +56,31 @@ ALGORITHMS: dict[str, Entry] = {
             meta=True,
         ),
         Entry(
+            "meta-cpo",
+            "Meta-CPO: CPO within CPO, the meta-gradient exact through all inner steps",
+            "safemeta.algorithms.meta_cpo",
+            meta=True,
+        ),
+        Entry(
+            "meta-trpo",
+            "TRPO within TRPO, costs ignored (Meta-CPO's unsafe reference)",
+            "safemeta.algorithms.meta_trpo",
+            meta=True,
+        ),
+        Entry(
+            "maml",
+            "MAML: a gradient step on the return less a penalty for violated costs, TRPO outside",
+            "safemeta.algorithms.maml",
+            meta=True,
+        ),
+        Entry(
+            "bilevel",
+            "any combination: --inner cpo|trpo|crpo|gradient, --outer cpo|trpo|switch, --meta-gradient exact|first",
+            "safemeta.algorithms.bilevel",
+            meta=True,
+            config="BilevelConfig",
+        ),
+        Entry(
             "cpo",
             "constrained policy optimisation: one policy for the family, each step within a trust region and the limit",
             "safemeta.algorithms.cpo",

@@ -31,7 +31,9 @@ def replay(file: str | Path) -> Replay:
     trace = load(file)
     recorded = trace.meta.get("env_id") or "/".join(str(trace.meta.get(key, "?")) for key in ("domain", "task"))
     name = str(recorded).lower()
-    if name.startswith(("safetypointcircle", "safetypointstcircle")) and "object/hazards" not in trace.meta:
+    walls = trace.meta.get("object/sigwalls")
+    plain = "object/hazards" not in trace.meta and not (isinstance(walls, dict) and walls.get("num") == 4)
+    if name.startswith(("safetypointcircle", "safetypointstcircle")) and plain:
         from safemeta.tasks.replay_circle import replay_point_circle
 
         return replay_point_circle(trace)

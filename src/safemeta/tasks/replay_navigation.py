@@ -153,6 +153,9 @@ def _coordinates(trace: Trace, steps: int, car: bool) -> tuple[np.ndarray, np.nd
             wanted += range(column, column + width)
             speeds += range(speed, speed + degrees)
         column, speed = column + width, speed + degrees
+    expected = (13 if car else 3) + 7 * ("push_box" in names)
+    if len(wanted) != expected:
+        raise TraceError(f"{trace.file} has {len(wanted)} coordinates of robot and box, not {expected}")
     qpos = trace.array("qpos", steps + 1, column)[:, wanted]
     qvel = trace.array("qvel", steps + 1, speed)[:, speeds]
     if not car:

@@ -1,0 +1,287 @@
+"""The bilevel loop: an inner learner changes a task's policy, an outer learner changes what it starts from.
+
+One meta-iteration (Meta-CPO, Algorithm 1): for M tasks at once, K times: collect with the task's policy, estimate, take
+an inner step (`inner.py`). Collect once more with the adapted policies phi_i. With
+
+    F(theta) = mean_i E[A_i(phi_i(theta))],   G(theta) = mean_i (J_c,i - d_i + E[A_c,i(phi_i(theta))])
+
+on those data, the meta-gradients dF and dG (eq. 11) go back through all K steps, each differentiated through its
+constrained problem; the outer step maximises dF subject to G + dG . s <= 0 within a trust region around theta (eq. 12),
+and is shortened until F and G, evaluated through the chain of inner steps, accept it. Three parts are to choose:
+`inner`, `outer` and `meta_gradient`. Named systems: meta-cpo = (cpo, cpo, exact), meta-trpo = (trpo, trpo, exact),
+maml = (gradient, trpo, exact or first); every other combination runs as `bilevel`.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from safemeta.algorithms.base import Adaptation, Metrics
+from safemeta.algorithms.bilevel_config import BilevelConfig
+from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
+from safemeta.algorithms.estimation import Advantages, episode_return, limited_costs
+from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
+from safemeta.algorithms.surrogate import Samples, make_samples, surrogate
+from safemeta.core import CMDP, Tasks, Trajectory, World
+from safemeta.nets import GaussianPolicy, parameters, with_parameters
+from safemeta.solvers import accept_cpo, accept_trpo, backtrack, trust_region_step
+
+ITERATIONS = {"smoke": 2, "default": 100, "paper": 300}
+OUTCOME_NAMES = ("improved", "recovered", "kept")
+IMPROVED, RECOVERED, KEPT = range(3)
+
+
+class State(eqx.Module):
+    """The meta-policy and the critics, which all tasks share."""
+
+    policy: GaussianPolicy
+    critics: CriticState
+
+
+class MetaData(eqx.Module):
+    """What the outer step depends on: per task the inner data, and the data of the adapted policy."""
+
+    inner: list[InnerData]  # K of them, leaves `[tasks, ...]`
+    samples: Samples  # `[tasks, ...]`
+    violations: Float[Array, "tasks costs"]
+    adapted: Float[Array, "tasks parameters"]
+
+
+class Algorithm:
+    """See the module's docstring; `config` documents every setting."""
+
+    def __init__(self, config: BilevelConfig | None = None) -> None:
+        self.config = config or BilevelConfig()
+        self.config.validate()
+
+    def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
+        policy_key, critic_key = jax.random.split(key)
+        policy = GaussianPolicy.create(
+            cmdp.observation_size,
+            cmdp.action_size,
+            policy_key,
+            hidden=self.config.hidden,
+            deviation=self.config.deviation,
+            initial_log_std=self.config.initial_log_std,
+        )
+        return State(policy, init_critic(self.config, cmdp, critic_key))
+
+    def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        return _iterate(self.config, world, state, key)
+
+    def policy(self, state: State) -> GaussianPolicy:
+        """The meta-policy."""
+        return state.policy
+
+    def steps_per_iteration(self, cmdp: CMDP) -> int:
+        """Environment steps of one meta-iteration."""
+        return (self.config.inner_steps + 1) * self.config.tasks * self.config.episodes * cmdp.horizon
+
+    def adapt(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
+        """Inner steps from the meta-policy, each on `episodes` fresh episodes of the newest policy."""
+        return _adapt(self.config, world, state, tasks, key, steps)
+
+
+@eqx.filter_jit
+def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    cmdp = world.cmdp
+    task_key, inner_key, after_key, critic_key = jax.random.split(key, 4)
+    tasks = world.sample(task_key, config.tasks, "train")
+    theta = parameters(state.policy)
+    x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0]))
+    seen: list[tuple[Trajectory, Advantages]] = []
+    data: list[InnerData] = []
+    facts: dict[str, Any] = {}
+    for step in range(config.inner_steps):
+        rows, estimates = _collect(config, world, state, x, tasks, jax.random.fold_in(inner_key, step))
+        x, used, facts = _inner(config, cmdp, state, x, rows, estimates, tasks)
+        seen.append((rows, estimates))
+        data.append(used)
+    after, estimates = _collect(config, world, state, x, tasks, after_key)
+    seen.append((after, estimates))
+    samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(after, estimates)
+    after_costs = limited_costs(after, cmdp).mean(1)
+    meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
+    before = seen[0][0]
+    moved, outer_facts = outer_update(config, state.policy, theta, meta, before.observation)
+
+    observations = jnp.stack([rows.observation for rows, _ in seen])
+    targets = jnp.stack([found.target for _, found in seen])
+    critics = learn(
+        config, state.critics, state.policy.normalizer, observations, targets, critic_key, config.critic_steps
+    )
+    policy = with_parameters(state.policy, moved)
+    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(observations))
+    before_costs = limited_costs(before, cmdp).mean(1)
+    metrics = {
+        "return_before": episode_return(before).mean(),
+        "return_after": episode_return(after).mean(),
+        "largest_cost_before": before_costs[:, 0].max(),
+        "largest_cost_after": after_costs[:, 0].max(),
+        "cost_before": before_costs[:, 0].mean(),
+        "cost_after": after_costs[:, 0].mean(),
+        "limit": tasks.limits[0, 0],
+        "inner_kl": facts["kl"].mean(),
+        "inner_accepted": facts["accepted"].mean(),
+        "inner_feasible": facts["feasible"].mean(),
+        "log_std": policy.network.log_std.mean(),
+        **outer_facts,
+    }
+    for index, name in enumerate(cmdp.cost_names[1:], 1):
+        metrics[f"cost_before/{name}"] = before_costs[:, index].mean()
+        metrics[f"cost_after/{name}"] = after_costs[:, index].mean()
+    return State(policy, critics), metrics
+
+
+def _collect(
+    config: BilevelConfig, world: World, state: State, x: Float[Array, "tasks parameters"], tasks: Tasks, key: Any
+) -> tuple[Trajectory, Advantages]:
+    policies = jax.vmap(lambda each: with_parameters(state.policy, each))(x)
+    rows = world.collect(policies, tasks, key, config.episodes, per_task=True)
+
+    def estimate(own: Trajectory) -> Advantages:
+        return assess(config.critic, state.critics, state.policy.normalizer, own, world.cmdp, config.gae_smoothing)
+
+    return rows, jax.vmap(estimate)(rows)
+
+
+def _inner(
+    config: BilevelConfig,
+    cmdp: CMDP,
+    state: State,
+    x: Float[Array, "tasks parameters"],
+    rows: Trajectory,
+    estimates: Advantages,
+    tasks: Tasks,
+) -> tuple[Float[Array, "tasks parameters"], InnerData, dict[str, Any]]:
+    violations = limited_costs(rows, cmdp).mean(1) - (1 - config.margin) * tasks.limits
+    samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(rows, estimates)
+    return jax.vmap(lambda *each: inner_update(config, state.policy, *each))(x, samples, violations)
+
+
+def meta_objective(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData
+) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
+    """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data."""
+
+    def one(data: list[InnerData], samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
+        if config.meta_gradient == "exact":
+            x = replayed(config, policy, theta, data)
+        else:
+            x = theta + jax.lax.stop_gradient(adapted - theta)
+        # `old` only serves the divergence, which is not asked for here.
+        values = surrogate(with_parameters(policy, x), with_parameters(policy, adapted)(samples.observation), samples)
+        return values.reward, violations + values.costs
+
+    reward, costs = jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted)
+    return reward.mean(), costs.mean(0)
+
+
+def outer_update(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array
+) -> tuple[Vector, Metrics]:
+    """The outer step (eq. 12) and its line search; `observations` are those of the meta-policy."""
+
+    def stacked(y: Vector) -> Float[Array, " signals"]:
+        reward, costs = meta_objective(config, policy, y, meta)
+        return jnp.concatenate([reward[None], costs])
+
+    gradients = jax.jacrev(stacked)(theta)
+    violations = meta.violations.mean(0)
+    rows, bounds, objective = gradients[:0], violations[:0], gradients[0]
+    if config.outer == "cpo":
+        rows, bounds = gradients[1:], violations
+    elif config.outer == "switch":
+        objective = jnp.where(jnp.all(violations <= 0), gradients[0], -gradients[1:][jnp.argmax(violations)])
+    found = trust_region_step(
+        objective,
+        rows,
+        bounds,
+        metric_at(config, policy, theta, observations),
+        config.outer_radius,
+        iterations=config.cg_iterations,
+        tolerance=0.0,
+        damping=config.damping,
+    )
+    old = with_parameters(policy, theta)(observations)
+
+    def evaluate(y: Vector) -> tuple[Array, Array, Array]:
+        if config.meta_gradient == "exact":
+            reward, costs = meta_objective(config, policy, y, meta)
+        else:  # the same shift of all adapted policies, without its dependence on theta
+            shifted = eqx.tree_at(lambda m: m.adapted, meta, meta.adapted + (y - theta))
+            reward, costs = _shifted_objective(policy, meta, shifted.adapted)
+        return reward, costs, with_parameters(policy, y)(observations).kl(old).mean()
+
+    def accept(values: tuple[Array, Array, Array], fraction: Array) -> Array:
+        reward, costs, kl = values
+        if config.outer == "cpo":
+            return accept_cpo(reward, kl, costs, violations, config.outer_radius, feasible=found.feasible, slack=1.5)
+        if config.outer == "trpo":
+            return accept_trpo(reward, kl, config.outer_radius, slack=1.5)
+        worst = jnp.argmax(violations)
+        better = jnp.where(jnp.all(violations <= 0), reward > 0, costs[worst] < violations[worst])
+        return better & (kl <= 1.5 * config.outer_radius)
+
+    search = backtrack(evaluate, theta, found.step, accept, shrink=0.5, steps=6)
+    metrics = {
+        "meta_kl": jnp.where(search.accepted, search.values[2], 0.0),
+        "meta_accepted": search.accepted.astype(theta.dtype),
+        "meta_feasible": found.feasible.astype(theta.dtype),
+        "meta_violation": violations.max(),
+    }
+    return search.parameters, metrics
+
+
+def _shifted_objective(
+    policy: GaussianPolicy, meta: MetaData, adapted: Float[Array, "tasks parameters"]
+) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
+    def one(x: Vector, samples: Samples, violations: Array, start: Vector) -> tuple[Array, Array]:
+        values = surrogate(with_parameters(policy, x), with_parameters(policy, start)(samples.observation), samples)
+        return values.reward, violations + values.costs
+
+    reward, costs = jax.vmap(one)(adapted, meta.samples, meta.violations, meta.adapted)
+    return reward.mean(), costs.mean(0)
+
+
+@eqx.filter_jit
+def _adapt_step(
+    config: BilevelConfig, world: World, state: State, x: Float[Array, "tasks parameters"], tasks: Tasks, key: Any
+) -> tuple[Float[Array, "tasks parameters"], dict[str, Any]]:
+    rows, estimates = _collect(config, world, state, x, tasks, key)
+    moved, _, facts = _inner(config, world.cmdp, state, x, rows, estimates, tasks)
+    improved = jnp.where(facts["feasible"], IMPROVED, RECOVERED)
+    facts["outcome"] = jnp.where(facts["accepted"], improved, KEPT)
+    facts |= {"return": episode_return(rows).mean(1), "costs": limited_costs(rows, world.cmdp).mean(1)}
+    return moved, facts
+
+
+def _adapt(
+    config: BilevelConfig, world: World, state: State, tasks: Tasks, key: PRNGKeyArray, steps: int
+) -> Adaptation:
+    theta = parameters(state.policy)
+    x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0]))
+    used, facts = [x], []
+    for step in range(steps + 1):  # the last only estimates the last policy
+        moved, found = _adapt_step(config, world, state, x, tasks, jax.random.fold_in(key, step))
+        facts.append(found)
+        if step < steps:
+            x = moved
+            used.append(x)
+
+    def stacked(name: str, count: int) -> Array:
+        return jnp.stack([found[name] for found in facts])[:count]
+
+    policies = [jax.vmap(lambda each: with_parameters(state.policy, each))(each) for each in used]
+    return Adaptation(
+        policies=jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *policies),
+        estimated_return=stacked("return", steps + 1),
+        estimated_costs=stacked("costs", steps + 1),
+        multipliers=stacked("multipliers", steps),
+        kl=stacked("kl", steps),
+        outcome=stacked("outcome", steps).astype(jnp.int32),
+        outcome_names=OUTCOME_NAMES,
+    )

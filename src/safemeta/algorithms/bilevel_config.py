@@ -1,0 +1,88 @@
+"""Settings of the bilevel loop; the named systems are choices among them."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Inner = Literal["cpo", "trpo", "crpo", "gradient"]
+Outer = Literal["cpo", "trpo", "switch"]
+MetaGradient = Literal["exact", "first"]
+Sampling = Literal["ratio", "ignored"]
+Metric = Literal["fisher", "euclidean"]
+CHOICES = {
+    "inner": ("cpo", "trpo", "crpo", "gradient"),
+    "outer": ("cpo", "trpo", "switch"),
+    "meta_gradient": ("exact", "first"),
+    "sampling": ("ratio", "ignored"),
+    "metric": ("fisher", "euclidean"),
+    "critic": ("neural", "linear"),
+    "deviation": ("free", "state"),
+}
+
+
+@dataclass(frozen=True)
+class BilevelConfig:
+    """Settings of `bilevel`. Sources: [P] stated in the Meta-CPO paper, [S] chosen for safemeta.
+
+    `inner` changes a task's policy, `outer` the meta-policy; `meta_gradient` is how the second sees through the first.
+    """
+
+    inner: Inner = "cpo"  # "gradient" is MAML's step on the return less a penalty for violated costs
+    outer: Outer = "cpo"  # "switch" is CRPO's either-or
+    meta_gradient: MetaGradient = "exact"  # through all inner steps, or as if they added a constant
+    inner_steps: int = 5  # K [P]
+    tasks: int = 5  # per meta-iteration [P]
+    episodes: int = 8  # per task and policy [S; released code: 8 of 500 steps]
+    hidden: tuple[int, ...] = (64, 64)  # tanh layers of policy and critics [S; P: 32, 16]
+    deviation: Literal["free", "state"] = "free"
+    initial_log_std: float = -0.5  # [S]
+
+    metric: Metric = "fisher"  # of the trust regions [S; released code: euclidean]
+    sampling: Sampling = "ratio"  # how the meta-gradient sees that data depend on the policy; see bilevel.py [S]
+    inner_radius: float = 0.01  # mean KL (or half the squared length) of one inner step [P]
+    outer_radius: float = 0.01  # the same of the outer step [P]
+    margin: float = 0.0  # inner and outer steps aim this share of the limit below it [S; P: 0]
+    inner_learning_rate: float = 0.1  # of the inner step "gradient" [S]
+    penalty: float = 1.0  # of a violated cost in the inner step "gradient", per unit of its limit [S]
+
+    critic: Literal["neural", "linear"] = "linear"  # value functions [S]
+    critic_learning_rate: float = 1e-3  # [S]
+    critic_steps: int = 80  # minibatches per meta-iteration [S]
+    minibatch: int = 500  # [S]
+    gae_smoothing: float = 0.95  # lambda of generalised advantage estimation [released code]
+    cg_iterations: int = 10  # [S, usual for TRPO]
+    damping: float = 1e-2  # of the Fisher metric [S, usual for TRPO]
+    fisher_states: int = 2000  # states per metric and task [S]
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, on a setting that makes no sense."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        for name in (
+            "inner_steps",
+            "tasks",
+            "episodes",
+            "critic_steps",
+            "minibatch",
+            "cg_iterations",
+            "fisher_states",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, not {value}.")
+        for name in ("damping", "penalty"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
+        if not math.isfinite(self.initial_log_std):
+            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
+        if not 0 <= self.gae_smoothing <= 1:
+            raise ValueError(f"gae_smoothing must lie between 0 and 1, not {self.gae_smoothing}.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")

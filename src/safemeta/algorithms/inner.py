@@ -1,0 +1,144 @@
+"""Inner updates: one step of a task's policy on fixed data, as a differentiable function of its parameters.
+
+On the data D of one inner step every quantity is a function of the parameters x: with importance ratios
+`rho = pi_x / pi_D` the predicted reward `L(x) = E_D[(rho - 1) A]`, the predicted costs `b(x) = J_c - d + E_D[sum_t w_t
+(rho - 1) A_c]` (both in the units of the problem), and the Fisher metric H(x). The step solves the CPO problem
+
+    max_s  grad L(x) . s   subject to  b(x) + grad b(x) s <= 0,  1/2 s . H(x) s <= radius
+
+(eq. 9 of the Meta-CPO paper) and is differentiated with respect to x through the solver.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from safemeta.algorithms.bilevel_config import BilevelConfig
+from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, surrogate, thinned
+from safemeta.nets import DiagonalGaussian, GaussianPolicy, with_parameters
+from safemeta.solvers import Metric, accept_cpo, accept_trpo, backtrack, trust_region_step
+
+Vector = Float[Array, " parameters"]
+
+
+class InnerData(eqx.Module):
+    """All that one inner step of one task depends on, beside the parameters."""
+
+    samples: Samples
+    violations: Float[Array, "*tasks costs"]  # estimated cost less what is allowed
+    fraction: Float[Array, "*tasks"]  # of the step that the line search took; a constant in the derivative
+
+
+class InnerStep(NamedTuple):
+    """An inner step and what is known of it."""
+
+    step: Vector
+    multipliers: Float[Array, " costs"]
+    feasible: Bool[Array, ""]
+
+
+def signals(
+    config: BilevelConfig, policy: GaussianPolicy, x: Vector, samples: Samples
+) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
+    """Predicted change of the reward (mean advantage) and of each limited cost at parameters `x`.
+
+    With `sampling="ratio"` the importance ratio stands in both derivatives: its second derivative holds the score
+    terms through which the data's distribution depends on the parameters (low-variance curvature, Rothfuss et al.
+    2019). With "ignored" the log-density takes its place: the same first derivative at the data's policy, the second
+    as if the data fell from the sky, as in the Meta-CPO paper.
+    """
+    log_ratio = with_parameters(policy, x)(samples.observation).log_prob(samples.action) - samples.log_prob
+    change = jnp.expm1(log_ratio) if config.sampling == "ratio" else log_ratio
+    reward = jnp.sum(samples.reward_weight * change * samples.advantage)
+    weighted = (samples.cost_weight * change)[..., None] * samples.cost_advantages
+    return reward, jnp.sum(weighted, axis=-2).mean(axis=0)
+
+
+def metric_at(config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array) -> Metric | None:
+    """The Fisher metric at `x` on some of the states, or None for the Euclidean one."""
+    if config.metric == "euclidean":
+        return None
+    states = thinned(observations, config.fisher_states)
+    weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size, x.dtype)
+    return fisher_metric(lambda y: with_parameters(policy, y)(states), x, weight)
+
+
+def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: InnerData) -> InnerStep:
+    """The whole step of one inner update from parameters `x`, before any line search."""
+
+    def predicted(y: Vector) -> Float[Array, " signals"]:
+        reward, costs = signals(config, policy, y, data.samples)
+        return jnp.concatenate([reward[None], costs])
+
+    gradients = jax.jacrev(predicted)(x)
+    offsets = data.violations + predicted(x)[1:]
+    none = jnp.zeros_like(data.violations)
+    if config.inner == "gradient":
+        spread = jnp.sqrt(jnp.sum(data.samples.reward_weight * data.samples.advantage**2)) + 1e-8
+        weight = config.penalty * (offsets > 0)
+        step = config.inner_learning_rate * (gradients[0] / spread - weight @ gradients[1:])
+        return InnerStep(step, none, jnp.all(offsets <= 0))
+    metric = metric_at(config, policy, x, data.samples.observation)
+    rows, bounds, objective = gradients[:0], offsets[:0], gradients[0]
+    if config.inner == "cpo":
+        rows, bounds = gradients[1:], offsets
+    elif config.inner == "crpo":  # up the reward while all costs are kept, else down the one that is violated most
+        worst = jnp.argmax(offsets)
+        objective = jnp.where(jnp.all(offsets <= 0), gradients[0], -gradients[1:][worst])
+    found = trust_region_step(
+        objective,
+        rows,
+        bounds,
+        metric,
+        config.inner_radius,
+        iterations=config.cg_iterations,
+        tolerance=0.0,
+        damping=config.damping,
+    )
+    return InnerStep(found.step, found.multipliers if config.inner == "cpo" else none, found.feasible)
+
+
+def inner_update(
+    config: BilevelConfig, policy: GaussianPolicy, x: Vector, samples: Samples, violations: Float[Array, " costs"]
+) -> tuple[Vector, InnerData, dict[str, Any]]:
+    """The step, shortened until the evaluated surrogates accept it; and its data, for the derivative."""
+    data = InnerData(samples, violations, jnp.ones((), x.dtype))
+    old: DiagonalGaussian = with_parameters(policy, x)(samples.observation)
+    found = inner_step(config, policy, x, data)
+
+    def evaluate(candidate: Vector) -> Surrogate:
+        return surrogate(with_parameters(policy, candidate), old, samples)
+
+    def accept(values: Surrogate, fraction: Array) -> Array:
+        within = values.kl <= 1.5 * config.inner_radius
+        if config.inner == "cpo":
+            after = violations + values.costs
+            radius = config.inner_radius
+            return accept_cpo(values.reward, values.kl, after, violations, radius, feasible=found.feasible, slack=1.5)
+        if config.inner == "trpo":
+            return accept_trpo(values.reward, values.kl, config.inner_radius, slack=1.5)
+        if config.inner == "crpo":
+            lowered = values.costs[jnp.argmax(violations)] < 0
+            return within & jnp.where(jnp.all(violations <= 0), values.reward > 0, lowered)
+        return jnp.isfinite(values.kl)  # MAML's step has no trust region
+
+    search = backtrack(evaluate, x, found.step, accept, shrink=0.7, steps=10)
+    fraction = search.fraction.astype(x.dtype)
+    facts = {
+        "kl": jnp.where(search.accepted, search.values.kl, 0.0),
+        "accepted": search.accepted,
+        "feasible": found.feasible,
+        "multipliers": found.multipliers,
+    }
+    taken = InnerData(samples, violations, jax.lax.stop_gradient(fraction))
+    return x + fraction * found.step, taken, facts
+
+
+def replayed(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: list[InnerData]) -> Vector:
+    """The parameters after all inner steps on fixed data: the function that the meta-gradient differentiates."""
+    for each in data:
+        x = x + each.fraction * inner_step(config, policy, x, each).step
+    return x

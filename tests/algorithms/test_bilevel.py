@@ -1,0 +1,297 @@
+"""The bilevel loop: meta-gradients through chains of inner steps against finite differences, steps against cvxpy."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_worlds import quick_jit, reach, with_mean_action
+
+from safemeta.algorithms import bilevel, maml, meta_cpo
+from safemeta.algorithms.bilevel import MetaData, meta_objective, outer_update
+from safemeta.algorithms.bilevel_config import CHOICES, BilevelConfig
+from safemeta.algorithms.critics import init_critic
+from safemeta.algorithms.inner import InnerData, inner_step, inner_update, replayed
+from safemeta.algorithms.registry import load
+from safemeta.algorithms.surrogate import surrogate
+from safemeta.nets import GaussianPolicy, parameters, with_parameters
+
+TASKS, EPISODES = 2, 6
+SMALL = BilevelConfig(
+    hidden=(3,), tasks=TASKS, episodes=EPISODES, inner_steps=2, cg_iterations=60, fisher_states=10_000, critic_steps=3
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """A policy and the samples of its own episodes on each task, in float64."""
+    with jax.enable_x64(True):
+        world = reach(costs=2)
+        policy = GaussianPolicy.create(3, 1, jax.random.key(0), hidden=(3,))
+        noise = 0.3 * jax.random.normal(jax.random.key(5), parameters(policy).shape)
+        policy = with_mean_action(with_parameters(policy, parameters(policy) + noise), 0.4, -0.5)
+        tasks = world.sample(jax.random.key(1), TASKS)
+        tasks = jax.tree.map(lambda leaf: leaf.astype(float), tasks)
+        state = bilevel.State(policy, init_critic(SMALL, world.cmdp, jax.random.key(2)))
+        theta = parameters(policy)
+        x = jnp.broadcast_to(theta, (TASKS, theta.shape[0]))
+        rows, estimates = bilevel._collect(SMALL, world, state, x, tasks, jax.random.key(3))
+        samples = jax.vmap(lambda r, a: bilevel.make_samples(r, a, world.cmdp))(rows, estimates)
+        return policy, theta, samples
+
+
+def data_of(samples, violations, fraction=1.0):
+    rows = samples.valid.shape[0]
+    given = jnp.broadcast_to(jnp.asarray(violations, float), (rows, 2))
+    return InnerData(samples, given, jnp.full(rows, fraction, float))
+
+
+CASES = {
+    "inactive": [-50.0, -50.0],
+    "active": [-1e-3, -50.0],
+    "both active": [-1e-3, 0.36],
+    "recovery": [30.0, -50.0],
+}
+ACTIVE = {"inactive": [0, 0], "active": [1, 0], "both active": [1, 1], "recovery": [1, 0]}
+
+
+def compiled(config, policy):
+    """F and G, their derivatives, the adapted parameters and the first step: compiled once for all cases."""
+
+    def stacked(y, meta):
+        reward, costs = meta_objective(config, policy, y, meta)
+        return jnp.concatenate([reward[None], costs])
+
+    def adapted(theta, data):
+        return jax.vmap(lambda each: replayed(config, policy, theta, each))(data)
+
+    def first(theta, data):
+        return jax.vmap(lambda each: inner_step(config, policy, theta, each))(data[0])
+
+    return quick_jit(stacked), quick_jit(jax.jacrev(stacked)), quick_jit(adapted), quick_jit(first)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("metric", "count", "cases"),
+    [("fisher", 1, CASES), ("euclidean", 2, ["inactive", "active", "recovery"]), ("fisher", 5, ["active", "recovery"])],
+)
+def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, cases):
+    policy, theta, samples = batch
+    value, derivative, adapted, first = compiled(replace(SMALL, metric=metric, inner_radius=0.02), policy)
+    for case in cases:
+        data = [data_of(samples, CASES[case], fraction) for fraction in np.linspace(1.0, 0.5, count)]
+        meta = MetaData(data, samples, data[0].violations, adapted(theta, data))
+        steps = first(theta, data)
+        assert np.all(np.asarray(steps.feasible) == (case != "recovery"))
+        held = np.abs(np.asarray(steps.multipliers)) > 1e-9
+        assert held.any(0).tolist() == [bool(flag) for flag in ACTIVE[case]]
+        jacobian = derivative(theta, meta)
+        for seed in range(2):
+            direction = jax.random.normal(jax.random.key(seed), theta.shape)
+            width = 1e-5
+            ahead, behind = value(theta + width * direction, meta), value(theta - width * direction, meta)
+            expected = (ahead - behind) / (2 * width)
+            np.testing.assert_allclose(jacobian @ direction, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("x64")
+def test_first_order_and_ignored_sampling_differ_from_exact_as_they_should(batch):
+    policy, theta, samples = batch
+    data = [data_of(samples, CASES["active"])]
+    adapted = compiled(SMALL, policy)[2](theta, data)
+    meta = MetaData(data, samples, data[0].violations, adapted)
+
+    def gradient(config):
+        return quick_jit(jax.grad(lambda y: meta_objective(config, policy, y, meta)[0]))(theta)
+
+    exact, first = gradient(SMALL), gradient(replace(SMALL, meta_gradient="first"))
+
+    def direct(x, own):
+        old = with_parameters(policy, x)(own.observation)
+        return jax.grad(lambda y: surrogate(with_parameters(policy, y), old, own).reward)(x)
+
+    np.testing.assert_allclose(first, jax.vmap(direct)(adapted, samples).mean(0), rtol=1e-9)
+    ignored = gradient(replace(SMALL, sampling="ignored"))
+    for other in (first, ignored):
+        assert np.linalg.norm(exact - other) > 1e-3 * np.linalg.norm(exact)
+    # At the data's own policy the two ways to write the surrogate have the same first derivative.
+    ratio, log = (compiled(c, policy)[3](theta, data).step for c in (SMALL, replace(SMALL, sampling="ignored")))
+    np.testing.assert_allclose(ratio, log, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_inner_step_is_cvxpys(batch):
+    cp = pytest.importorskip("cvxpy")
+    policy, theta, samples = batch
+    own = jax.tree.map(lambda leaf: leaf[0], samples)
+    data = InnerData(own, jnp.array([-0.05, 0.2]), jnp.ones(()))
+    found = quick_jit(inner_step, static_argnums=0)(SMALL, policy, theta, data)
+
+    def predicted(y):
+        old = policy(own.observation)
+        values = surrogate(with_parameters(policy, y), old, own)
+        return jnp.concatenate([values.reward[None], values.costs])
+
+    gradients = np.asarray(jax.jacobian(predicted)(theta))
+    old = policy(own.observation)
+
+    def divergence(y):
+        return jnp.mean(old.kl(with_parameters(policy, y)(own.observation)))
+
+    fisher = np.asarray(jax.hessian(divergence)(theta)) + SMALL.damping * np.eye(theta.shape[0])
+    x = cp.Variable(theta.shape[0])
+    within = [cp.quad_form(x, cp.psd_wrap(fisher)) <= 2 * SMALL.inner_radius, data.violations + gradients[1:] @ x <= 0]
+    cp.Problem(cp.Maximize(gradients[0] @ x), within).solve(solver="CLARABEL")
+    assert gradients[0] @ found.step == pytest.approx(gradients[0] @ x.value, rel=1e-4)
+    np.testing.assert_allclose(found.step, x.value, atol=1e-3 * np.abs(x.value).max())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("inner", ["cpo", "trpo", "crpo"])
+def test_accepted_inner_updates_keep_their_promises(batch, inner):
+    policy, theta, samples = batch
+    config = replace(SMALL, inner=inner)
+    violations = jnp.array([-0.3, -0.1])
+    own = jax.tree.map(lambda leaf: leaf[0], samples)
+    update = quick_jit(inner_update, static_argnums=0)
+    moved, used, facts = update(config, policy, theta, own, violations)
+    assert facts["accepted"]
+    values = surrogate(with_parameters(policy, moved), policy(own.observation), own)
+    assert 0 < values.kl <= 1.5 * config.inner_radius
+    assert values.reward > 0
+    if inner == "cpo":
+        assert np.all(violations + values.costs <= 1e-9)
+    again = theta + used.fraction * quick_jit(inner_step, static_argnums=0)(config, policy, theta, used).step
+    np.testing.assert_allclose(moved, again, rtol=1e-8, atol=1e-12)
+    if inner == "crpo":  # a violated cost is lowered instead
+        moved, _, _ = update(config, policy, theta, own, jnp.array([0.5, -0.1]))
+        values = surrogate(with_parameters(policy, moved), policy(own.observation), own)
+        assert values.costs[0] < 0
+
+
+@pytest.mark.usefixtures("x64")
+def test_mamls_step_is_the_gradient_less_the_penalty(batch):
+    policy, theta, samples = batch
+    own = jax.tree.map(lambda leaf: leaf[0], samples)
+    config = replace(SMALL, inner="gradient", penalty=2.0, inner_learning_rate=0.3)
+
+    def predicted(y):
+        values = surrogate(with_parameters(policy, y), policy(own.observation), own)
+        return jnp.concatenate([values.reward[None], values.costs])
+
+    gradients = jax.jacobian(predicted)(theta)
+    spread = np.sqrt(np.sum(own.reward_weight * own.advantage**2))
+    found = inner_step(config, policy, theta, InnerData(own, jnp.array([0.1, -0.1]), jnp.ones(())))
+    np.testing.assert_allclose(found.step, 0.3 * (gradients[0] / spread - 2.0 * gradients[1]), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("outer", "meta_gradient"), [("cpo", "exact"), ("trpo", "first"), ("switch", "first")]
+)
+def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
+    policy, theta, samples = batch
+    config = replace(SMALL, outer=outer, meta_gradient=meta_gradient)
+    data = [data_of(samples, CASES["active"])]
+    adapted = compiled(config, policy)[2](theta, data)
+    observations = samples.observation
+    step_out = quick_jit(outer_update, static_argnums=0)
+    exact = replace(config, meta_gradient="exact")
+    value = quick_jit(lambda y, meta: meta_objective(exact, policy, y, meta))
+    for violations, safe in (([-0.3, -0.2], True), ([5.0, -0.2], False)):
+        meta = MetaData(data, samples, jnp.broadcast_to(jnp.asarray(violations), (TASKS, 2)), adapted)
+        before = value(theta, meta)
+        moved, facts = step_out(config, policy, theta, meta, observations)
+        assert facts["meta_accepted"] == 1
+        after = value(moved, meta)
+        kl = with_parameters(policy, moved)(observations).kl(policy(observations)).mean()
+        assert 0 < kl <= 1.5 * config.outer_radius + 1e-12
+        if safe or outer == "trpo":
+            assert after[0] > before[0] or meta_gradient == "first"
+        else:
+            assert after[1][0] < before[1][0] or meta_gradient == "first"
+        if outer == "cpo" and safe and meta_gradient == "exact":
+            assert np.all(np.asarray(after[1]) <= 1e-9)
+
+
+@pytest.mark.parametrize("module", [meta_cpo, maml])
+def test_iterations_are_repeatable_and_states_keep_their_structure(module):
+    world = reach(limit=5.0)
+    config = module.Config(hidden=(3,), tasks=2, episodes=3, inner_steps=2, cg_iterations=4, fisher_states=30)
+    algorithm = module.Algorithm(config)
+    state = algorithm.init(jax.random.key(0), world.cmdp)
+    following, metrics = algorithm.iterate(state, world, jax.random.key(1))
+    again, _ = algorithm.iterate(state, world, jax.random.key(1))
+    assert eqx.tree_equal(following, again)
+    assert jax.tree.structure(state) == jax.tree.structure(following)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(following), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+        assert np.isfinite(new).all()
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    assert algorithm.steps_per_iteration(world.cmdp) == 3 * 2 * 3 * world.cmdp.horizon
+    adaptation = algorithm.adapt(following, world, world.sample(jax.random.key(2), 3, "test"), jax.random.key(3), 2)
+    assert adaptation.kl.shape == (2, 3)
+    assert adaptation.estimated_costs.shape == (3, 3, 1)
+    start = parameters(following.policy)
+    first = jax.tree.map(lambda leaf: leaf[0, 1] if eqx.is_array(leaf) else leaf, adaptation.policies)
+    np.testing.assert_array_equal(parameters(first), start)
+    assert np.all(np.asarray(adaptation.outcome) < len(adaptation.outcome_names))
+
+
+def test_meta_training_makes_adaptation_better_on_a_toy_world():
+    """Goals near 1 are to be reached, effort is limited: after training, two steps come nearer than from the start."""
+    world = reach(limit=8.0)
+    config = meta_cpo.Config(
+        hidden=(4,), tasks=4, episodes=6, inner_steps=1, cg_iterations=6, inner_radius=0.02, outer_radius=0.03
+    )
+    algorithm = meta_cpo.Algorithm(config)
+    state = algorithm.init(jax.random.key(0), world.cmdp)
+    history = []
+    for iteration in range(25):
+        state, metrics = algorithm.iterate(state, world, jax.random.key(iteration))
+        history.append((float(metrics["return_after"]), float(metrics["cost_after"])))
+    returns, costs = np.array(history).T
+    assert returns[-5:].mean() > returns[:3].mean() + 3
+    assert costs[-5:].mean() < 1.15 * 8.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({name: "nonsense"}, f"{name} must be one of") for name in CHOICES]
+    + [
+        ({name: 0}, f"{name} must be at least 1")
+        for name in ("inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations", "fisher_states")
+    ]
+    + [
+        ({name: value}, f"{name} must be a positive number")
+        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate")
+        for value in (0.0, float("nan"), float("inf"))
+    ]
+    + [({name: -1.0}, f"{name} must be a number that is zero or more") for name in ("damping", "penalty")]
+    + [
+        ({"initial_log_std": float("nan")}, "initial_log_std must be"),
+        ({"margin": 1.0}, "margin is a share"),
+        ({"gae_smoothing": 1.1}, "gae_smoothing must"),
+        ({"hidden": ()}, "hidden must"),
+        ({"hidden": (0,)}, "hidden must"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, message):
+    config = BilevelConfig()
+    for name, value in change.items():
+        object.__setattr__(config, name, value)  # past the run-time checks of types, which users do not have
+    with pytest.raises(ValueError, match=message):
+        bilevel.Algorithm(config)
+
+
+@pytest.mark.parametrize("name", ["meta-cpo", "meta-trpo", "maml", "bilevel"])
+def test_named_systems_are_in_the_registry(name):
+    module = load(name)
+    assert module.meta
+    module.algorithm(module.config())
+    for preset in module.presets.values():
+        module.algorithm(preset)
+    assert isinstance(module.config(), BilevelConfig)
