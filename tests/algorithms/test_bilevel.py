@@ -189,9 +189,7 @@ def test_mamls_step_is_the_gradient_less_the_penalty(batch):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("outer", "meta_gradient"), [("cpo", "exact"), ("trpo", "first"), ("switch", "first")]
-)
+@pytest.mark.parametrize(("outer", "meta_gradient"), [("cpo", "exact"), ("trpo", "first"), ("switch", "first")])
 def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
     policy, theta, samples = batch
     config = replace(SMALL, outer=outer, meta_gradient=meta_gradient)
