@@ -53,7 +53,10 @@ class Recording:
 
 
 def record(world: Any, policy: Any, task: Any, key: Any) -> Recording:
-    """The episode that `world.collect(policy, task, key, 1)` stores, `task` being a batch of one."""
+    """The episode that `world.collect(policy, task, key, 1)` stores, `task` being a batch of one.
+
+    The two round differently, and a robot whose servo is stiff makes much of it: they part after some dozens of steps.
+    """
     import equinox as eqx
     import jax
     import jax.numpy as jnp
