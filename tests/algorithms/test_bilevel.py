@@ -91,7 +91,7 @@ def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, c
         jacobian = derivative(theta, meta)
         for seed in range(2):
             direction = jax.random.normal(jax.random.key(seed), theta.shape)
-            width = 1e-5
+            width = 2e-6
             ahead, behind = value(theta + width * direction, meta), value(theta - width * direction, meta)
             expected = (ahead - behind) / (2 * width)
             np.testing.assert_allclose(jacobian @ direction, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
