@@ -109,8 +109,8 @@ def _collect(
 
     def advance(carry, t):
         state, observation, alive = carry
-        action, log_prob = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
-        state, step = _masked_step(simulator, parameters, state, observation, action, alive)
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        state, action, log_prob, step = _masked_step(simulator, act, parameters, state, observation, now, alive)
         going = alive & ~step.ended
         truncated = alive & step.cut_off(t == cmdp.horizon - 1)
         record = (observation, action, log_prob, step.reward, step.costs, step.terminated, truncated, alive)
@@ -135,8 +135,8 @@ def _measure(
     def advance(carry, inputs):
         state, observation, alive, total, costs = carry
         t, weight = inputs
-        action, _ = act(observation, jax.vmap(jax.random.fold_in, (0, None))(keys, t))
-        state, step = _masked_step(simulator, parameters, state, observation, action, alive)
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        state, _, _, step = _masked_step(simulator, act, parameters, state, observation, now, alive)
         going = alive & ~step.ended
         return (state, step.observation, going, total + step.reward, costs + weight * step.costs), None
 
@@ -159,15 +159,29 @@ def _start(
 
 def _masked_step(
     simulator: Simulator,
+    act: Act,
     parameters: Parameters,
     state: PyTree[Array],
     observation: Float[Array, "rows observation"],
-    action: Float[Array, "rows action"],
+    keys: Key[Array, " rows"],
     alive: Bool[Array, " rows"],
-) -> tuple[PyTree[Array], Step]:
-    """One step, which shows nothing new on rows that have ended."""
-    state, step = simulator.step(parameters, state, action, alive)
-    return state, where_alive(alive, step, step.idle(observation))
+) -> tuple[PyTree[Array], Array, Array, Step]:
+    """The state after one step, the actions, their log-density, and what rows that have not ended show of it.
+
+    Once all rows have ended nothing is computed any more: robots that fall early leave much of a long horizon.
+    """
+
+    def go(state: PyTree[Array]) -> tuple[PyTree[Array], Array, Array, Step]:
+        action, log_prob = act(observation, keys)
+        state, step = simulator.step(parameters, state, action, alive)
+        return state, action, log_prob, where_alive(alive, step, step.idle(observation))
+
+    def stand(state: PyTree[Array]) -> tuple[PyTree[Array], Array, Array, Step]:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return state, *nothing[:2], nothing[2].idle(observation)
+
+    shapes = jax.eval_shape(go, state)[1:]
+    return jax.lax.cond(jnp.any(alive), go, stand, state)
 
 
 def where_alive(alive: Bool[Array, " rows"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
