@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from algorithm_oracles import make_cmdp, make_policy, make_trajectory
 
-from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
+from safemeta.algorithms.critics import CriticState, assess, drawn_rows, init_critic, learn
 from safemeta.core import CMDP, Normalizer, Trajectory
 from safemeta.nets import Critic
 from safemeta.nets.linear_critic import LinearCritic
@@ -187,3 +187,26 @@ def test_a_linear_critic_leaves_the_network_alone():
     start = init_critic(Settings(), cmdp, jax.random.key(0))
     settings = Settings(critic="linear")
     assert eqx.tree_equal(learn(settings, start, Normalizer.create(3), x, y, jax.random.key(1), 5), start)
+
+
+@pytest.mark.parametrize("garbage", [1e6, np.nan])
+def test_learning_from_padded_rows_is_learning_from_the_rows_that_happened(rng, garbage):
+    """The same minibatches with the same key, so the very same critic."""
+    cmdp, (x, y) = make_cmdp(costs=1), regression()
+    start = init_critic(Settings(), cmdp, jax.random.key(0))
+    valid = rng.random(x.shape[:2]) < 0.5
+    padded = [jnp.where(jnp.asarray(valid)[..., None], leaf, garbage) for leaf in (x, y)]
+    key = jax.random.key(1)
+    ours = learn(Settings(), start, Normalizer.create(3), *padded, key, 20, jnp.asarray(valid))
+    expected = learn(Settings(), start, Normalizer.create(3), x[valid], y[valid], key, 20)
+    assert eqx.tree_equal(ours, expected)
+    assert not eqx.tree_equal(ours, learn(Settings(), start, Normalizer.create(3), x, y, key, 20))
+
+
+def test_rows_are_drawn_uniformly_from_the_valid_ones(rng):
+    valid = rng.random(50) < 0.3
+    drawn = np.asarray(drawn_rows(jax.random.key(0), jnp.asarray(valid), (40, 1000)))
+    counts = np.bincount(drawn.ravel(), minlength=50)
+    assert np.all(counts[~valid] == 0)
+    expected = 40_000 / valid.sum()
+    assert np.all(np.abs(counts[valid] - expected) < 5 * np.sqrt(expected))

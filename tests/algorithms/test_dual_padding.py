@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_worlds import Padded, quick_jit, reach, with_config, with_mean_action
 
-from safemeta.algorithms.dual import Algorithm, Config, _without_padding
+from safemeta.algorithms.dual import Algorithm, Config
 
 INNER = reach(ends_above=0.6)  # about one step in twenty ends the episode
 ALGORITHM = Algorithm(with_config(Config(), cost_episodes=2, cost_kl_weight=1.0, fisher_states=100))
@@ -39,13 +39,3 @@ def test_padding_reaches_neither_policy_nor_normaliser_nor_critics_nor_metrics(o
     for ours, expected in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
         assert np.all(np.isfinite(ours))
-
-
-def test_padding_is_replaced_by_steps_that_happened(rng):
-    valid = np.array([[[True, True, False], [True, False, False]]])
-    observations, targets = rng.normal(size=(1, 2, 3, 4)), rng.normal(size=(1, 2, 3, 2))
-    found = _without_padding(jnp.asarray(valid), jnp.asarray(observations), jnp.asarray(targets))
-    for ours, given in zip(found, (observations, targets), strict=True):
-        np.testing.assert_allclose(ours, np.tile(given[valid], (2, 1)), rtol=1e-6)
-    whole = _without_padding(jnp.ones((1, 2, 3), bool), jnp.asarray(observations), jnp.asarray(targets))
-    np.testing.assert_allclose(whole[0], observations.reshape(6, 4), rtol=1e-6)

@@ -65,3 +65,20 @@ def test_merge_leaves_the_old_statistics_alone(observations):
     old = Normalizer.create(3)
     old.merge(observations)
     assert old.count == 0
+
+
+@pytest.mark.parametrize("garbage", [1e6, np.nan])
+def test_padding_does_not_count(observations, garbage):
+    valid = jnp.asarray(np.random.default_rng(1).random((4, 100)) < 0.6)
+    batch = observations.reshape(4, 100, 3)
+    padded = jnp.where(valid[..., None], batch, garbage)
+    start = Normalizer.create(3).merge(observations[:50])
+    ours, expected = start.merge(padded, valid), start.merge(batch[np.asarray(valid)])
+    assert ours.count == expected.count == 50 + valid.sum()
+    for found, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_batch_of_padding_changes_nothing(observations):
+    for start in (Normalizer.create(3), Normalizer.create(3).merge(observations)):
+        assert eqx.tree_equal(start.merge(observations, jnp.zeros(400, bool)), start)

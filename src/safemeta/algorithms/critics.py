@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.estimation import Advantages, advantages
 from safemeta.core import CMDP, Normalizer, Trajectory, discounted_returns
@@ -62,6 +62,15 @@ def assess(
     return advantages(trajectory, value[..., :-1, :], value[..., -1, :], cmdp, smoothing)
 
 
+def drawn_rows(key: PRNGKeyArray, valid: Bool[Array, " rows"], shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """Indices of valid rows, uniform and with replacement; those of the unpadded data with the same key.
+
+    The k-th valid row is where the running count of valid rows first exceeds k.
+    """
+    running = jnp.cumsum(valid)
+    return jnp.searchsorted(running, jax.random.randint(key, shape, 0, jnp.maximum(running[-1], 1)), side="right")
+
+
 def learn(
     config: CriticConfig,
     state: CriticState,
@@ -70,14 +79,18 @@ def learn(
     targets: Float[Array, "*batch signals"],
     key: PRNGKeyArray,
     steps: int,
+    valid: Bool[Array, "*batch"] | None = None,
 ) -> CriticState:
-    """`steps` Adam steps of the neural critic on the mean squared error in units of its scale."""
+    """`steps` Adam steps of the neural critic on the mean squared error in units of its scale.
+
+    Minibatches are drawn with replacement, from the `valid` rows only.
+    """
     if config.critic == "linear":
         return state
     optimizer = optax.adam(config.critic_learning_rate)
     x = observations.reshape(-1, observations.shape[-1])
     y = targets.reshape(-1, targets.shape[-1])
-    chosen = jax.random.randint(key, (steps, config.minibatch), 0, x.shape[0])
+    chosen = drawn_rows(key, jnp.ones(x.shape[0], bool) if valid is None else valid.ravel(), (steps, config.minibatch))
 
     def loss(critic: Critic, rows: Array) -> Array:
         return jnp.mean(((critic(normalizer(x[rows])) - y[rows]) / critic.scale) ** 2)

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from safemeta.solvers import Metric, TrustRegionStep, solve_rows, trust_region_step
+from safemeta.solvers import (
+    DualSolution,
+    Metric,
+    TrustRegionStep,
+    dual_quadratic,
+    quadratic_step,
+    solve_rows,
+    trust_region_step,
+)
 
 Vector = Float[Array, " parameters"]
 Predictions = Callable[[Vector], Float[Array, "2 signals"]]
@@ -82,3 +90,38 @@ def constrained_step(
     effect = found.effect / scale
     small = trust_region_step(effect[0], effect[1:], violations, lambda c: gram @ c, radius, tolerance=0.0)
     return (small.step / scale) @ found.solutions, small
+
+
+def without_objective(found: Directions) -> Directions:
+    """The same costs with an objective that nothing changes: what is left to do is to lower the costs."""
+    return found._replace(effect=found.effect.at[0].set(0.0))
+
+
+def dual_step(
+    found: Directions,
+    allowance: Float[Array, " costs"],
+    discount: float | Array,
+    *,
+    kl_weight: float,
+    cost_kl_weight: float,
+    kl_limit: float,
+) -> tuple[DualSolution, Vector]:
+    """Multipliers and step of the dual method's problem (1) in second order, with `effect` for the gradient products.
+
+    `allowance` is what each cost may rise by. With coefficients c on the solutions, KL is `c S c / 2` and signal i
+    changes by `K_i c`: the maximum is at `c = S^-1 K v / eta`, `v = (1, -u)`; so `K S^-1 K` takes the place of the Gram
+    matrix (and is it where K = S).
+    """
+    units = jnp.concatenate([jnp.ones(1), jnp.full(allowance.shape, 1 - discount)])  # to the paper's E[A_c]
+    effect = found.effect * units[:, None]
+    size = jnp.diagonal(found.gram)  # zero where no sample had a cost
+    shrunk = jnp.linalg.solve(found.gram + jnp.diag(jnp.where(size > 0, 1e-5 * size, 1)), effect.T).T
+    solution = dual_quadratic(
+        shrunk @ effect.T,
+        (1 - discount) * allowance,
+        kl_weight,
+        jnp.full(allowance.shape, cost_kl_weight),
+        discount,
+        kl_limit=kl_limit,
+    )
+    return solution, quadratic_step(shrunk @ found.solutions, solution.multipliers, solution.eta)

@@ -18,7 +18,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
@@ -31,24 +31,12 @@ from safemeta.nets import GaussianPolicy
 
 __all__ = ["ITERATIONS", "PRESETS", "Algorithm", "Config", "State"]
 
-VALIDATION_TASKS, VALIDATION_EPISODES = 16, 8
-CORNER_EPISODES = 100
-
 
 class Candidate(eqx.Module):
     """A meta-policy and the critics that go with it."""
 
     policy: GaussianPolicy
     critics: CriticState
-
-
-class State(eqx.Module):
-    """`current` is being trained; `best` is the best one validated as safe (`best_return` is -inf before any)."""
-
-    current: Candidate
-    best: Candidate
-    best_return: Float[Array, ""]
-    correction: Float[Array, " costs"]  # of the meta-step's constraints, see `dual_meta`
 
 
 class Validation(eqx.Module):
@@ -59,6 +47,17 @@ class Validation(eqx.Module):
         Array, " costs"
     ]  # per cost the largest mean over tasks, plus two standard errors on the corner
     safe: Bool[Array, ""]
+
+
+class State(eqx.Module):
+    """`current` is being trained; `best` is the best one validated as safe (`best_return` is -inf before any)."""
+
+    current: Candidate
+    best: Candidate
+    best_return: Float[Array, ""]
+    correction: Float[Array, " costs"]  # of the meta-step's constraints, see `dual_meta`
+    checked: Validation  # the latest
+    iteration: Int[Array, ""]
 
 
 class Algorithm:
@@ -79,7 +78,9 @@ class Algorithm:
             initial_log_std=self.config.initial_log_std,
         )
         start = Candidate(policy, init_critic(self.config, cmdp, critic_key))
-        return State(start, start, jnp.zeros(()) - jnp.inf, jnp.zeros(len(cmdp.cost_names)))
+        nothing = jnp.zeros(len(cmdp.cost_names))
+        unchecked = Validation(jnp.zeros(()), nothing, jnp.zeros((), bool))
+        return State(start, start, jnp.zeros(()) - jnp.inf, nothing, unchecked, jnp.zeros((), jnp.int32))
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
         return _iterate(self.config, world, state, key)
@@ -138,13 +139,18 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     observations = jnp.concatenate([before.observation, after.observation], axis=1)
     targets = jnp.concatenate([before_advantages.target, after_advantages.target], axis=1)
     valid = jnp.concatenate([before.valid, after.valid], axis=1)
-    observations, targets = _without_padding(valid, observations, targets)
-    critics = learn(config, now.critics, now.policy.normalizer, observations, targets, critic_key, config.critic_steps)
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(observations))
+    normalizer = now.policy.normalizer
+    critics = learn(config, now.critics, normalizer, observations, targets, critic_key, config.critic_steps, valid)
+    policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer.merge(observations, valid))
 
     following = Candidate(policy, critics)
-    checked = _validate(config, world, policy, check_key)
-    better = checked.safe & (checked.mean_return > state.best_return)
+    iteration = state.iteration + 1
+    due = iteration % config.validation_every == 0
+    if config.validation_every == 1:
+        checked = _validate(config, world, policy, check_key)
+    else:
+        checked = jax.lax.cond(due, lambda: _validate(config, world, policy, check_key), lambda: state.checked)
+    better = due & checked.safe & (checked.mean_return > state.best_return)
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), following, state.best)
     best_return = jnp.where(better, checked.mean_return, state.best_return)
 
@@ -168,7 +174,7 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     for index, name in enumerate(cmdp.cost_names[1:], 1):
         metrics[f"largest_cost_before/{name}"] = before_costs[:, index].max()
         metrics[f"largest_cost_after/{name}"] = after_costs[:, index].max()
-    return State(following, best, best_return, correction), metrics
+    return State(following, best, best_return, correction, checked, iteration), metrics
 
 
 def _draw(config: Config, world: World, key: PRNGKeyArray) -> Tasks:
@@ -191,29 +197,18 @@ def _hardest(world: World) -> Tasks | None:
     return None if corners is None else corners()[:1]
 
 
-def _without_padding(
-    valid: Bool[Array, "*batch"],
-    observations: Float[Array, "*batch observation"],
-    targets: Float[Array, "*batch signals"],
-) -> tuple[Float[Array, "rows observation"], Float[Array, "rows signals"]]:
-    """As many rows as there are steps, those after the end of an episode replaced by steps that happened."""
-    real = jnp.argsort(~valid.ravel(), stable=True)
-    rows = real[jnp.arange(real.size) % jnp.maximum(valid.sum(), 1)]
-    return observations.reshape(-1, observations.shape[-1])[rows], targets.reshape(-1, targets.shape[-1])[rows]
-
-
 def _validate(config: Config, world: World, policy: GaussianPolicy, key: PRNGKeyArray) -> Validation:
     task_key, measure_key, corner_key = jax.random.split(key, 3)
-    tasks = world.sample(task_key, VALIDATION_TASKS, "validation")
-    measured = world.measure(policy, tasks, measure_key, VALIDATION_EPISODES)
+    tasks = world.sample(task_key, config.validation_tasks, "validation")
+    measured = world.measure(policy, tasks, measure_key, config.validation_episodes)
     costs = measured.costs.mean(1)
     allowed = (1 - config.validation_margin) * tasks.limits + config.slack
     safe = jnp.all(costs <= allowed)
     largest = costs.max(0)
     hardest = _hardest(world)
     if hardest is not None:
-        corner = world.measure(policy, hardest, corner_key, CORNER_EPISODES).costs[0]
-        bound = corner.mean(0) + 2 * corner.std(0, ddof=1) / CORNER_EPISODES**0.5
+        corner = world.measure(policy, hardest, corner_key, config.corner_episodes).costs[0]
+        bound = corner.mean(0) + 2 * corner.std(0, ddof=1) / config.corner_episodes**0.5
         safe = safe & jnp.all(bound <= (1 - config.validation_margin) * hardest.limits[0] + config.slack)
         largest = jnp.maximum(largest, bound)
     return Validation(measured.episode_return.mean(), largest, safe)
@@ -228,8 +223,8 @@ def _adapt_step(
 
     def one(policy, critic, rows, limits, k, learn_key) -> tuple[Any, Any, Evidence]:
         adapted, evidence, advantages = adapt_once(config, world.cmdp, policy, critic, rows, limits, k)
-        data = _without_padding(rows.valid, rows.observation, advantages.target)
-        critic = learn(config, critic, policy.normalizer, *data, learn_key, config.adapt_critic_steps)
+        data = rows.observation, advantages.target, learn_key, config.adapt_critic_steps, rows.valid
+        critic = learn(config, critic, policy.normalizer, *data)
         return adapted, critic, evidence
 
     keys = jax.random.split(adapt_key, tasks.count), jax.random.split(critic_key, tasks.count)

@@ -24,11 +24,20 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.critics import CriticState, assess
-from safemeta.algorithms.directions import Directions, constrained_step, directions
+from safemeta.algorithms.directions import Directions, constrained_step, directions, dual_step, without_objective
 from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.gaussian_form import fit_quadratic_advantages
-from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, halves_of, make_samples, surrogate, thinned
+from safemeta.algorithms.surrogate import (
+    Samples,
+    Surrogate,
+    fisher_metric,
+    halves_of,
+    make_samples,
+    metric_states,
+    state_weight,
+    surrogate,
+)
 from safemeta.core import CMDP, Trajectory
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
 from safemeta.solvers import (
@@ -37,9 +46,7 @@ from safemeta.solvers import (
     Outcome,
     backtrack,
     dual_gaussian,
-    dual_quadratic,
     gaussian_policy,
-    quadratic_step,
     solve_rows,
 )
 
@@ -77,12 +84,19 @@ def adapt_once(
     old = jax.lax.stop_gradient(policy(samples.observation))
     metric = _metric(config, policy, samples, start)
     found = _directions(config, policy, old, samples, start, metric)
-    multipliers, improving = _dual_step(config, cmdp, found, allowance)
+    multipliers, improving = dual_step(
+        found,
+        allowance,
+        effective_discount(cmdp),
+        kl_weight=config.kl_weight,
+        cost_kl_weight=config.cost_kl_weight,
+        kl_limit=config.kl_limit,
+    )
     if config.form == "fit":
         improving = _fitted_step(config, policy, samples, multipliers, key)
     elif config.form == "gaussian":
         multipliers, improving = _gaussian_step(config, cmdp, policy, old, samples, allowance, metric, key)
-    lowering, _ = constrained_step(_without_objective(found), -config.lowering * allowance, config.kl_limit)
+    lowering, _ = constrained_step(without_objective(found), -config.lowering * allowance, config.kl_limit)
     safe = jnp.all(allowance >= 0) & (multipliers.outcome != Outcome.INFEASIBLE)
     step = jnp.where(safe, improving, lowering)
 
@@ -108,7 +122,7 @@ def adapt_once(
 
 
 def _metric(config: Config, policy: GaussianPolicy, samples: Samples, start: Array) -> Metric:
-    states, weight = metric_states(samples, config.fisher_states // 10)
+    states, weight = metric_states(samples.observation, state_weight(samples.valid), config.fisher_states // 10)
     return fisher_metric(lambda x: with_parameters(policy, x, config.adapt)(states), start, weight)
 
 
@@ -127,44 +141,11 @@ def _directions(
     )
 
 
-def metric_states(samples: Samples, states: int) -> tuple[Array, Array]:
-    """About `states` states for a Fisher metric, and their weights: none for what is after the end of an episode."""
-    valid = thinned(samples.valid[..., None].astype(samples.observation.dtype), states)[..., 0]
-    return thinned(samples.observation, states), valid / jnp.sum(valid)
-
-
 def parts_of(old: DiagonalGaussian, samples: Samples, cross_fit: bool) -> tuple[DiagonalGaussian, Samples]:
     """One task's samples in two halves, or in one part where halves would leave out an episode for nothing."""
     if cross_fit or samples.valid.shape[0] % 2 == 0:
         return halves_of(old, samples)
     return jax.tree.map(lambda leaf: leaf[None], (old, samples))
-
-
-def _dual_step(config: Config, cmdp: CMDP, found: Directions, allowance: Array) -> tuple[DualSolution, Array]:
-    """Multipliers and step of the second-order model, `effect` taking the place of the in-sample gradient products.
-
-    With coefficients c on the solutions, KL is `c S c / 2` and signal i changes by `K_i c`: the maximum is at
-    `c = S^-1 K v / eta`, `v = (1, -u)`; so `K S^-1 K` takes the place of the Gram matrix (and is it where K = S).
-    """
-    discount = effective_discount(cmdp)
-    units = jnp.concatenate([jnp.ones(1), jnp.full(allowance.shape, 1 - discount)])  # to the paper's E[A_c]
-    effect = found.effect * units[:, None]
-    size = jnp.diagonal(found.gram)  # zero where no sample had a cost
-    shrunk = jnp.linalg.solve(found.gram + jnp.diag(jnp.where(size > 0, 1e-5 * size, 1)), effect.T).T
-    solution = dual_quadratic(
-        shrunk @ effect.T,
-        (1 - discount) * allowance,
-        config.kl_weight,
-        jnp.full(allowance.shape, config.cost_kl_weight),
-        discount,
-        kl_limit=config.kl_limit,
-    )
-    return solution, quadratic_step(shrunk @ found.solutions, solution.multipliers, solution.eta)
-
-
-def _without_objective(found: Directions) -> Directions:
-    """The same costs with an objective that nothing changes: what is left to do is to lower the costs."""
-    return found._replace(effect=found.effect.at[0].set(0.0))
 
 
 def _gaussian_step(

@@ -50,6 +50,10 @@ class Config:
     validation_margin: float = (
         0.2  # a meta-policy is kept only if its cost on validation tasks is this share below the limit [S]
     )
+    validation_every: int = 1  # meta-iterations from one validation to the next; it is costly on MuJoCo [S]
+    validation_tasks: int = 16  # measured in each, like the hardest corner [S]
+    validation_episodes: int = 8  # per validation task [S]
+    corner_episodes: int = 100  # of the hardest corner [S]
 
     critic: Literal["neural", "linear"] = "neural"  # value functions [S]
     critic_learning_rate: float = 1e-3  # [S]
@@ -69,6 +73,9 @@ class Config:
         for name in (
             "tasks",
             "episodes",
+            "validation_every",
+            "validation_tasks",
+            "validation_episodes",
             "fit_steps",
             "critic_steps",
             "adapt_critic_steps",
@@ -104,6 +111,8 @@ class Config:
             raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
         if self.fisher_states < 10:
             raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
+        if self.corner_episodes < 2:
+            raise ValueError(f"corner_episodes must be at least 2 for a standard error, not {self.corner_episodes}.")
         for name in ("cost_episodes", "integral_gain"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

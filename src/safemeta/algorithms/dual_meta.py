@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.directions import Predictions, constrained_step, directions
-from safemeta.algorithms.dual_adaptation import Evidence, metric_states, parts_of
+from safemeta.algorithms.dual_adaptation import Evidence, parts_of
 from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.estimation import Advantages
 from safemeta.algorithms.surrogate import (
@@ -18,6 +18,7 @@ from safemeta.algorithms.surrogate import (
     Vector,
     fisher_metric,
     make_samples,
+    metric_states,
     surrogate,
 )
 from safemeta.core import CMDP, Trajectory
@@ -64,7 +65,9 @@ def meta_step(
     start = parameters(policy)
     reference = jax.lax.stop_gradient(policy(problem.costs.observation))
     objective, costs = _predictions(policy, problem, config.meta_cross_fit)
-    states, weight = metric_states(problem.costs, config.fisher_states)
+    # As the divergence below counts them: every state alike.
+    everything = problem.costs.valid / jnp.sum(problem.costs.valid)
+    states, weight = metric_states(problem.costs.observation, everything, config.fisher_states)
     metric = fisher_metric(lambda x: with_parameters(policy, x)(states), start, weight)
     found = directions(
         [objective, costs] if problem.violations.size else [objective],

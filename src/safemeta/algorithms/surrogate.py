@@ -76,11 +76,12 @@ def surrogate(policy: GaussianPolicy, old: DiagonalGaussian, samples: Samples) -
     Costs are means over episodes of `sum_t w_t (ratio_t - 1) A_c,t`, which is zero for the old policy.
     """
     new = policy(samples.observation)
-    ratio = jnp.exp(new.log_prob(samples.action) - samples.log_prob)
+    # After an episode's end anything may be stored, and zero times an overflow would be NaN.
+    ratio = jnp.exp(jnp.where(samples.valid, new.log_prob(samples.action) - samples.log_prob, 0))
     reward = jnp.sum(samples.reward_weight * (ratio - 1) * samples.advantage)
     weighted = (samples.cost_weight * (ratio - 1))[..., None] * samples.cost_advantages
     costs = jnp.sum(weighted, axis=-2).mean(axis=0)
-    kl = jnp.sum(new.kl(old) * samples.valid) / jnp.sum(samples.valid)
+    kl = jnp.sum(jnp.where(samples.valid, new.kl(old), 0)) / jnp.sum(samples.valid)
     return Surrogate(reward, costs, kl)
 
 
@@ -117,6 +118,20 @@ def fisher_metric(
 
 def _moments(distribution: DiagonalGaussian) -> tuple[Array, Array]:
     return distribution.mean, jnp.broadcast_to(distribution.log_std, distribution.mean.shape)
+
+
+def state_weight(valid: Bool[Array, "*tasks episodes time"]) -> Float[Array, "*tasks episodes time"]:
+    """Weights that sum to one: the valid states of a task alike, and every task alike."""
+    weight = valid / jnp.sum(valid, axis=(-2, -1), keepdims=True)
+    return weight / jnp.sum(weight)
+
+
+def metric_states(
+    observation: Float[Array, "*batch time observation"], weight: Float[Array, "*batch time"], states: int
+) -> tuple[Float[Array, "*some observation"], Float[Array, "*some"]]:
+    """About `states` of the states for a Fisher metric, and their weights, which sum to one."""
+    kept = thinned(weight[..., None], states)[..., 0]
+    return thinned(observation, states), kept / jnp.sum(kept)
 
 
 def thinned(x: Float[Array, "*batch time features"], states: int) -> Float[Array, "*some features"]:

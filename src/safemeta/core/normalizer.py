@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Normalizer(eqx.Module):
@@ -25,16 +25,19 @@ class Normalizer(eqx.Module):
         """Unbiased variance; one where fewer than two observations were seen."""
         return jnp.where(self.count > 1, self.sum_squares / jnp.maximum(self.count - 1, 1), 1.0)
 
-    def merge(self, observations: Float[Array, "*batch size"]) -> "Normalizer":
-        """Statistics of everything seen so far and `observations`."""
+    def merge(
+        self, observations: Float[Array, "*batch size"], valid: Bool[Array, "*batch"] | None = None
+    ) -> "Normalizer":
+        """Statistics of everything seen so far and `observations`, of which only the `valid` ones count."""
         flat = observations.reshape(-1, observations.shape[-1])
-        added = jnp.asarray(flat.shape[0], self.mean.dtype)
-        mean = flat.mean(0)
-        sum_squares = ((flat - mean) ** 2).sum(0)
-        total = self.count + added
+        counts = jnp.ones((flat.shape[0], 1), bool) if valid is None else valid.reshape(-1, 1)
+        added = counts.sum().astype(self.mean.dtype)
+        mean = jnp.where(counts, flat, 0).sum(0) / jnp.maximum(added, 1)
+        sum_squares = jnp.where(counts, (flat - mean) ** 2, 0).sum(0)
+        total = jnp.maximum(self.count + added, 1)
         shift = mean - self.mean
         return Normalizer(
-            total,
+            self.count + added,
             self.mean + shift * added / total,
             self.sum_squares + sum_squares + shift**2 * self.count * added / total,
             self.clip,
