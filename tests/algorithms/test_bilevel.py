@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from toy_worlds import quick_jit, reach, with_mean_action
 
-from safemeta.algorithms import bilevel, maml, meta_cpo
-from safemeta.algorithms.bilevel import MetaData, meta_objective, outer_update
+from safemeta.algorithms import bilevel, maml, meta_cpo, meta_crpo
+from safemeta.algorithms.bilevel import MetaData, meta_objective, nearest_update, outer_update
 from safemeta.algorithms.bilevel_config import CHOICES, BilevelConfig
 from safemeta.algorithms.critics import init_critic
 from safemeta.algorithms.inner import InnerData, inner_step, inner_update, replayed
@@ -19,6 +19,7 @@ from safemeta.algorithms.surrogate import surrogate
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
 
 TASKS, EPISODES = 2, 6
+DISCOUNT = jnp.asarray(0.9)
 SMALL = BilevelConfig(
     hidden=(3,), tasks=TASKS, episodes=EPISODES, inner_steps=2, cg_iterations=60, fisher_states=10_000, critic_steps=3
 )
@@ -45,7 +46,7 @@ def batch():
 def data_of(samples, violations, fraction=1.0):
     rows = samples.valid.shape[0]
     given = jnp.broadcast_to(jnp.asarray(violations, float), (rows, 2))
-    return InnerData(samples, given, jnp.full(rows, fraction, float))
+    return InnerData(samples, given, jnp.full(rows, fraction, float), jnp.full(rows, DISCOUNT, float))
 
 
 CASES = {
@@ -127,21 +128,9 @@ def test_the_inner_step_is_cvxpys(batch):
     cp = pytest.importorskip("cvxpy")
     policy, theta, samples = batch
     own = jax.tree.map(lambda leaf: leaf[0], samples)
-    data = InnerData(own, jnp.array([-0.05, 0.2]), jnp.ones(()))
+    data = InnerData(own, jnp.array([-0.05, 0.2]), jnp.ones(()), DISCOUNT)
     found = quick_jit(inner_step, static_argnums=0)(SMALL, policy, theta, data)
-
-    def predicted(y):
-        old = policy(own.observation)
-        values = surrogate(with_parameters(policy, y), old, own)
-        return jnp.concatenate([values.reward[None], values.costs])
-
-    gradients = np.asarray(jax.jacobian(predicted)(theta))
-    old = policy(own.observation)
-
-    def divergence(y):
-        return jnp.mean(old.kl(with_parameters(policy, y)(own.observation)))
-
-    fisher = np.asarray(jax.hessian(divergence)(theta)) + SMALL.damping * np.eye(theta.shape[0])
+    gradients, fisher = models(policy, theta, own)
     x = cp.Variable(theta.shape[0])
     within = [cp.quad_form(x, cp.psd_wrap(fisher)) <= 2 * SMALL.inner_radius, data.violations + gradients[1:] @ x <= 0]
     cp.Problem(cp.Maximize(gradients[0] @ x), within).solve(solver="CLARABEL")
@@ -150,24 +139,62 @@ def test_the_inner_step_is_cvxpys(batch):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("inner", ["cpo", "trpo", "crpo"])
+def test_the_inner_step_of_the_dual_method_is_cvxpys(batch):
+    cp = pytest.importorskip("cvxpy")
+    policy, theta, samples = batch
+    own = jax.tree.map(lambda leaf: leaf[0], samples)
+    config = replace(SMALL, inner="dual", kl_weight=0.05, cost_kl_weight=4.0)
+    step = quick_jit(inner_step, static_argnums=0)
+    gradients, fisher = models(policy, theta, own)
+    for violations, binding in (([-0.05, -0.03], True), ([-50.0, -50.0], False)):
+        data = InnerData(own, jnp.array(violations), jnp.ones(()), DISCOUNT)
+        found = step(config, policy, theta, data)
+        x = cp.Variable(theta.shape[0])
+        kl = cp.quad_form(x, cp.psd_wrap(fisher)) / 2
+        within = [data.violations + gradients[1:] @ x + config.cost_kl_weight * kl <= 0, kl <= config.inner_radius]
+        cp.Problem(cp.Maximize(gradients[0] @ x - config.kl_weight * kl), within).solve(solver="CLARABEL")
+        assert bool(np.any(np.asarray(found.multipliers) > 1e-6)) == binding
+        np.testing.assert_allclose(found.step, x.value, atol=1e-3 * np.abs(x.value).max())
+    above = InnerData(own, jnp.array([0.5, -0.1]), jnp.ones(()), DISCOUNT)
+    found = step(config, policy, theta, above)
+    assert not found.feasible
+    assert gradients[1] @ found.step < 0
+
+
+def models(policy, theta, own):
+    """The linear models of reward and costs, and the damped Fisher matrix, by automatic differentiation of values."""
+
+    def predicted(y):
+        old = policy(own.observation)
+        values = surrogate(with_parameters(policy, y), old, own)
+        return jnp.concatenate([values.reward[None], values.costs])
+
+    def divergence(y):
+        return jnp.mean(policy(own.observation).kl(with_parameters(policy, y)(own.observation)))
+
+    fisher = np.asarray(jax.hessian(divergence)(theta)) + SMALL.damping * np.eye(theta.shape[0])
+    return np.asarray(jax.jacobian(predicted)(theta)), fisher
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("inner", ["cpo", "trpo", "crpo", "dual"])
 def test_accepted_inner_updates_keep_their_promises(batch, inner):
     policy, theta, samples = batch
     config = replace(SMALL, inner=inner)
     violations = jnp.array([-0.3, -0.1])
     own = jax.tree.map(lambda leaf: leaf[0], samples)
     update = quick_jit(inner_update, static_argnums=0)
-    moved, used, facts = update(config, policy, theta, own, violations)
+    moved, used, facts = update(config, policy, theta, own, violations, DISCOUNT)
     assert facts["accepted"]
     values = surrogate(with_parameters(policy, moved), policy(own.observation), own)
     assert 0 < values.kl <= 1.5 * config.inner_radius
     assert values.reward > 0
-    if inner == "cpo":
+    if inner in ("cpo", "dual"):
         assert np.all(violations + values.costs <= 1e-9)
     again = theta + used.fraction * quick_jit(inner_step, static_argnums=0)(config, policy, theta, used).step
     np.testing.assert_allclose(moved, again, rtol=1e-8, atol=1e-12)
-    if inner == "crpo":  # a violated cost is lowered instead
-        moved, _, _ = update(config, policy, theta, own, jnp.array([0.5, -0.1]))
+    if inner in ("crpo", "dual"):  # a violated cost is lowered instead
+        moved, _, _ = update(config, policy, theta, own, jnp.array([0.5, -0.1]), DISCOUNT)
         values = surrogate(with_parameters(policy, moved), policy(own.observation), own)
         assert values.costs[0] < 0
 
@@ -184,7 +211,7 @@ def test_mamls_step_is_the_gradient_less_the_penalty(batch):
 
     gradients = jax.jacobian(predicted)(theta)
     spread = np.sqrt(np.sum(own.reward_weight * own.advantage**2))
-    found = inner_step(config, policy, theta, InnerData(own, jnp.array([0.1, -0.1]), jnp.ones(())))
+    found = inner_step(config, policy, theta, InnerData(own, jnp.array([0.1, -0.1]), jnp.ones(()), DISCOUNT))
     np.testing.assert_allclose(found.step, 0.3 * (gradients[0] / spread - 2.0 * gradients[1]), rtol=1e-6)
 
 
@@ -202,7 +229,7 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
     for violations, safe in (([-0.3, -0.2], True), ([5.0, -0.2], False)):
         meta = MetaData(data, samples, jnp.broadcast_to(jnp.asarray(violations), (TASKS, 2)), adapted)
         before = value(theta, meta)
-        moved, facts = step_out(config, policy, theta, meta, observations)
+        moved, facts = step_out(config, policy, theta, meta, observations, samples.valid)
         assert facts["meta_accepted"] == 1
         after = value(moved, meta)
         kl = with_parameters(policy, moved)(observations).kl(policy(observations)).mean()
@@ -215,7 +242,88 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
             assert np.all(np.asarray(after[1]) <= 1e-9)
 
 
-@pytest.mark.parametrize("module", [meta_cpo, maml])
+@pytest.mark.usefixtures("x64")
+def test_the_dual_methods_step_is_differentiated_through(batch):
+    policy, theta, samples = batch
+    config = replace(SMALL, inner="dual", kl_weight=0.05, cost_kl_weight=4.0)
+    value, derivative, adapted, first = compiled(config, policy)
+    for case in ("inactive", "active", "recovery"):
+        data = [data_of(samples, CASES[case], fraction) for fraction in (1.0, 0.6)]
+        meta = MetaData(data, samples, data[0].violations, adapted(theta, data))
+        held = np.asarray(first(theta, data).multipliers) > 1e-6
+        assert held.any() == (case == "active")
+        direction = jax.random.normal(jax.random.key(0), theta.shape)
+        ahead, behind = (value(theta + width * direction, meta) for width in (2e-6, -2e-6))
+        expected = (ahead - behind) / 4e-6
+        found = derivative(theta, meta) @ direction
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_meta_policys_own_cost_is_bounded_on_its_worst_task(batch):
+    policy, theta, samples = batch
+    config = replace(SMALL, inner="dual", outer="cpo", bounded="initial", meta_gradient="first")
+    given = jnp.array([[-0.3, 0.1], [0.2, -0.4]])  # each task is the worst for one of the costs
+    data = [eqx.tree_at(lambda d: d.violations, data_of(samples, [0.0, 0.0]), given)]
+    adapted = jax.vmap(lambda each: replayed(config, policy, theta, each))(data)
+    meta = MetaData(data, samples, given, adapted)
+    np.testing.assert_allclose(meta_objective(config, policy, theta, meta)[1], [0.2, 0.1], atol=1e-12)
+    update = quick_jit(outer_update, static_argnums=0)
+    moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
+    assert facts["meta_accepted"] == 1
+    now = with_parameters(policy, moved)
+    after = jax.vmap(lambda own: surrogate(now, policy(own.observation), own).costs)(samples)
+    assert np.all(np.asarray(after)[[1, 0], [0, 1]] < 0)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("metric", ["fisher", "euclidean"])
+def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric):
+    policy, theta, samples = batch
+    shift = 0.02 * jax.random.normal(jax.random.key(7), (TASKS, theta.shape[0]))
+    config = replace(SMALL, outer="nearest", outer_rate=1.0, metric=metric, damping=1e-8)
+    data = [data_of(samples, CASES["inactive"])]
+
+    def distance(y, adapted):
+        kl = jax.vmap(
+            lambda x, own: with_parameters(policy, x)(own.observation).kl(with_parameters(policy, y)(own.observation))
+        )
+        return float(kl(adapted, samples).mean())
+
+    update = quick_jit(nearest_update, static_argnums=0)
+    for same in (True, False):
+        adapted = theta + jnp.broadcast_to(shift[:1], shift.shape) if same else theta + shift
+        meta = MetaData(data, samples, data[0].violations, adapted)
+        moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
+        assert facts["meta_accepted"] == 1
+        assert float(facts["distance"]) == pytest.approx(distance(theta, adapted), rel=1e-6)
+        assert distance(moved, adapted) < distance(theta, adapted)
+        if metric == "fisher" and same:  # one Gauss-Newton step all but reaches a common goal
+            assert distance(moved, adapted) < 0.01 * distance(theta, adapted)
+
+
+def test_offline_meta_crpo_keeps_its_tasks_and_their_policies():
+    world = reach(limit=5.0)
+    config = meta_crpo.Config(
+        hidden=(3,), tasks=2, episodes=3, inner_steps=1, cg_iterations=4, fisher_states=30, keep_tasks=True
+    )
+    algorithm = meta_crpo.Algorithm(config)
+    state = algorithm.init(jax.random.key(0), world.cmdp)
+    np.testing.assert_array_equal(state.kept.adapted[0], parameters(state.policy))
+    first, metrics = algorithm.iterate(state, world, jax.random.key(1))
+    second, after = algorithm.iterate(first, world, jax.random.key(2))
+    np.testing.assert_array_equal(state.kept.key, second.kept.key)
+    assert np.abs(np.asarray(second.kept.adapted - first.kept.adapted)).max() > 0
+    assert jax.tree.structure(state) == jax.tree.structure(second)
+    # They go on from where they were, which is no longer where the meta-policy is.
+    assert np.abs(np.asarray(first.kept.adapted - parameters(first.policy))).max() > 0
+    assert np.isfinite(float(after["distance"]))
+    assert float(metrics["distance"]) > 0
+    with pytest.raises(ValueError, match="keep_tasks needs outer = nearest"):
+        meta_cpo.Config(keep_tasks=True).validate()
+
+
+@pytest.mark.parametrize("module", [meta_cpo, maml, meta_crpo])
 def test_iterations_are_repeatable_and_states_keep_their_structure(module):
     world = reach(limit=5.0)
     config = module.Config(hidden=(3,), tasks=2, episodes=3, inner_steps=2, cg_iterations=4, fisher_states=30)
@@ -265,13 +373,17 @@ def test_meta_training_makes_adaptation_better_on_a_toy_world():
     ]
     + [
         ({name: value}, f"{name} must be a positive number")
-        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate")
+        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")
         for value in (0.0, float("nan"), float("inf"))
     ]
-    + [({name: -1.0}, f"{name} must be a number that is zero or more") for name in ("damping", "penalty")]
+    + [
+        ({name: -1.0}, f"{name} must be a number that is zero or more")
+        for name in ("damping", "penalty", "cost_kl_weight")
+    ]
     + [
         ({"initial_log_std": float("nan")}, "initial_log_std must be"),
         ({"margin": 1.0}, "margin is a share"),
+        ({"outer_rate": 0.0}, "outer_rate is a share"),
         ({"gae_smoothing": 1.1}, "gae_smoothing must"),
         ({"hidden": ()}, "hidden must"),
         ({"hidden": (0,)}, "hidden must"),
@@ -285,7 +397,7 @@ def test_settings_that_make_no_sense_are_refused(change, message):
         bilevel.Algorithm(config)
 
 
-@pytest.mark.parametrize("name", ["meta-cpo", "meta-trpo", "maml", "bilevel"])
+@pytest.mark.parametrize("name", ["meta-cpo", "meta-trpo", "maml", "meta-crpo", "bilevel"])
 def test_named_systems_are_in_the_registry(name):
     module = load(name)
     assert module.meta

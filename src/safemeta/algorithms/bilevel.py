@@ -9,7 +9,8 @@ on those data, the meta-gradients dF and dG (eq. 11) go back through all K steps
 constrained problem; the outer step maximises dF subject to G + dG . s <= 0 within a trust region around theta (eq. 12),
 and is shortened until F and G, evaluated through the chain of inner steps, accept it. Three parts are to choose:
 `inner`, `outer` and `meta_gradient`. Named systems: meta-cpo = (cpo, cpo, exact), meta-trpo = (trpo, trpo, exact),
-maml = (gradient, trpo, exact or first); every other combination runs as `bilevel`.
+maml = (gradient, trpo, exact or first), meta-crpo = (crpo, nearest); every other combination runs as `bilevel`. There
+the dual method is (dual, switch, first) with `bounded = initial`; the algorithm `dual` adds what makes it safe.
 """
 
 from typing import Any
@@ -22,12 +23,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safemeta.algorithms.base import Adaptation, Metrics
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
-from safemeta.algorithms.estimation import Advantages, episode_return, limited_costs
+from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
-from safemeta.algorithms.surrogate import Samples, make_samples, surrogate
+from safemeta.algorithms.surrogate import Samples, make_samples, state_weight, surrogate
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
-from safemeta.solvers import accept_cpo, accept_trpo, backtrack, trust_region_step
+from safemeta.solvers import accept_cpo, accept_trpo, backtrack, solve_rows, trust_region_step, values_and_gradients
 
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 300}
 OUTCOME_NAMES = ("improved", "recovered", "kept")
@@ -39,6 +40,14 @@ class State(eqx.Module):
 
     policy: GaussianPolicy
     critics: CriticState
+    kept: "Kept | None" = None  # with `keep_tasks`
+
+
+class Kept(eqx.Module):
+    """What stays from one iteration to the next where the tasks do."""
+
+    key: Array  # of the tasks, as `jax.random.key_data`
+    adapted: Float[Array, "tasks parameters"]
 
 
 class MetaData(eqx.Module):
@@ -67,7 +76,12 @@ class Algorithm:
             deviation=self.config.deviation,
             initial_log_std=self.config.initial_log_std,
         )
-        return State(policy, init_critic(self.config, cmdp, critic_key))
+        kept = None
+        if self.config.keep_tasks:
+            start = parameters(policy)
+            own = jnp.broadcast_to(start, (self.config.tasks, start.shape[0]))
+            kept = Kept(jax.random.key_data(jax.random.fold_in(key, 2)), own)
+        return State(policy, init_critic(self.config, cmdp, critic_key), kept)
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
         return _iterate(self.config, world, state, key)
@@ -89,9 +103,11 @@ class Algorithm:
 def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
     cmdp = world.cmdp
     task_key, inner_key, after_key, critic_key = jax.random.split(key, 4)
+    if state.kept is not None:
+        task_key = jax.random.wrap_key_data(state.kept.key)
     tasks = world.sample(task_key, config.tasks, "train")
     theta = parameters(state.policy)
-    x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0]))
+    x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0])) if state.kept is None else state.kept.adapted
     seen: list[tuple[Trajectory, Advantages]] = []
     data: list[InnerData] = []
     facts: dict[str, Any] = {}
@@ -106,15 +122,16 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     after_costs = limited_costs(after, cmdp).mean(1)
     meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
     before = seen[0][0]
-    moved, outer_facts = outer_update(config, state.policy, theta, meta, before.observation)
+    update = nearest_update if config.outer == "nearest" else outer_update
+    moved, outer_facts = update(config, state.policy, theta, meta, before.observation, before.valid)
 
     observations = jnp.stack([rows.observation for rows, _ in seen])
     targets = jnp.stack([found.target for _, found in seen])
-    critics = learn(
-        config, state.critics, state.policy.normalizer, observations, targets, critic_key, config.critic_steps
-    )
+    valid = jnp.stack([rows.valid for rows, _ in seen])
+    normalizer = state.policy.normalizer
+    critics = learn(config, state.critics, normalizer, observations, targets, critic_key, config.critic_steps, valid)
     policy = with_parameters(state.policy, moved)
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(observations))
+    policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer.merge(observations, valid))
     before_costs = limited_costs(before, cmdp).mean(1)
     metrics = {
         "return_before": episode_return(before).mean(),
@@ -133,7 +150,8 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     for index, name in enumerate(cmdp.cost_names[1:], 1):
         metrics[f"cost_before/{name}"] = before_costs[:, index].mean()
         metrics[f"cost_after/{name}"] = after_costs[:, index].mean()
-    return State(policy, critics), metrics
+    kept = None if state.kept is None else Kept(state.kept.key, x)
+    return State(policy, critics, kept), metrics
 
 
 def _collect(
@@ -159,13 +177,14 @@ def _inner(
 ) -> tuple[Float[Array, "tasks parameters"], InnerData, dict[str, Any]]:
     violations = limited_costs(rows, cmdp).mean(1) - (1 - config.margin) * tasks.limits
     samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(rows, estimates)
-    return jax.vmap(lambda *each: inner_update(config, state.policy, *each))(x, samples, violations)
+    discount = jnp.full(tasks.count, effective_discount(cmdp), x.dtype)
+    return jax.vmap(lambda *each: inner_update(config, state.policy, *each))(x, samples, violations, discount)
 
 
 def meta_objective(
     config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData
 ) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
-    """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data."""
+    """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data; see `bounded` for another G."""
 
     def one(data: list[InnerData], samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
         if config.meta_gradient == "exact":
@@ -177,20 +196,72 @@ def meta_objective(
         return values.reward, violations + values.costs
 
     reward, costs = jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted)
+    if config.bounded == "initial":
+        return reward.mean(), own_costs(policy, theta, meta)
     return reward.mean(), costs.mean(0)
 
 
-def outer_update(
-    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array
+def own_costs(policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Float[Array, " costs"]:
+    """Of each cost what the meta-policy itself has above its limit, on the task of the batch where that is most."""
+    first = meta.inner[0]
+    worst = jnp.argmax(first.violations, axis=0)
+
+    def one(samples: Samples) -> Array:
+        policy_now = with_parameters(policy, theta)
+        return surrogate(policy_now, policy_now(samples.observation), samples).costs
+
+    costs = first.violations + jax.vmap(one)(first.samples)
+    return jnp.take_along_axis(costs, worst[None], axis=0)[0]
+
+
+def outer_violations(config: BilevelConfig, meta: MetaData) -> Float[Array, " costs"]:
+    """G before the outer step, as measured."""
+    return meta.inner[0].violations.max(0) if config.bounded == "initial" else meta.violations.mean(0)
+
+
+def nearest_update(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array, valid: Array
 ) -> tuple[Vector, Metrics]:
-    """The outer step (eq. 12) and its line search; `observations` are those of the meta-policy."""
+    """Meta-CRPO's outer step: towards the policy with the least mean `KL(adapted || meta)` over tasks.
+
+    Khattar et al. (2023) take, online, a step down that distance per round. Here it is one Gauss-Newton step on the
+    states that the adapted policies visit (`-outer_rate H^-1 grad`, H the Fisher metric), shortened until the distance
+    falls.
+    """
+    wanted = jax.vmap(lambda x, s: with_parameters(policy, x)(s.observation))(meta.adapted, meta.samples)
+    visited, theirs = meta.samples.observation, meta.samples.valid
+    weight = state_weight(theirs)
+
+    def distance(y: Vector) -> Array:
+        return jnp.sum(weight * jnp.where(theirs, wanted.kl(with_parameters(policy, y)(visited)), 0))
+
+    before, gradient = jax.value_and_grad(distance)(theta)
+    metric = metric_at(config, policy, theta, visited, theirs)
+    step = -config.outer_rate * gradient
+    if metric is not None:
+        solved = solve_rows(metric, gradient[None], iterations=config.cg_iterations, damping=config.damping)
+        step = -config.outer_rate * solved.solution[0]
+    search = backtrack(distance, theta, step, lambda now, fraction: now < before, shrink=0.5, steps=6)
+    old = with_parameters(policy, theta)(observations)
+    kl = with_parameters(policy, search.parameters)(observations).kl(old)
+    return search.parameters, {
+        "meta_kl": jnp.sum(jnp.where(valid, kl, 0)) / jnp.sum(valid),
+        "meta_accepted": search.accepted.astype(theta.dtype),
+        "distance": before,
+    }
+
+
+def outer_update(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array, valid: Array
+) -> tuple[Vector, Metrics]:
+    """The outer step (eq. 12) and its line search; `observations` (the `valid` ones) are those of the meta-policy."""
 
     def stacked(y: Vector) -> Float[Array, " signals"]:
         reward, costs = meta_objective(config, policy, y, meta)
         return jnp.concatenate([reward[None], costs])
 
-    gradients = jax.jacrev(stacked)(theta)
-    violations = meta.violations.mean(0)
+    _, gradients = values_and_gradients(stacked, theta)
+    violations = outer_violations(config, meta)
     rows, bounds, objective = gradients[:0], violations[:0], gradients[0]
     if config.outer == "cpo":
         rows, bounds = gradients[1:], violations
@@ -200,7 +271,7 @@ def outer_update(
         objective,
         rows,
         bounds,
-        metric_at(config, policy, theta, observations),
+        metric_at(config, policy, theta, observations, valid),
         config.outer_radius,
         iterations=config.cg_iterations,
         tolerance=0.0,
@@ -214,7 +285,10 @@ def outer_update(
         else:  # the same shift of all adapted policies, without its dependence on theta
             shifted = eqx.tree_at(lambda m: m.adapted, meta, meta.adapted + (y - theta))
             reward, costs = _shifted_objective(policy, meta, shifted.adapted)
-        return reward, costs, with_parameters(policy, y)(observations).kl(old).mean()
+            if config.bounded == "initial":
+                costs = own_costs(policy, y, meta)
+        kl = with_parameters(policy, y)(observations).kl(old)
+        return reward, costs, jnp.sum(jnp.where(valid, kl * state_weight(valid), 0))
 
     def accept(values: tuple[Array, Array, Array], fraction: Array) -> Array:
         reward, costs, kl = values

@@ -4,14 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Inner = Literal["cpo", "trpo", "crpo", "gradient"]
-Outer = Literal["cpo", "trpo", "switch"]
+Inner = Literal["cpo", "trpo", "crpo", "gradient", "dual"]
+Outer = Literal["cpo", "trpo", "switch", "nearest"]
+Bounded = Literal["adapted", "initial"]
 MetaGradient = Literal["exact", "first"]
 Sampling = Literal["ratio", "ignored"]
 Metric = Literal["fisher", "euclidean"]
 CHOICES = {
-    "inner": ("cpo", "trpo", "crpo", "gradient"),
-    "outer": ("cpo", "trpo", "switch"),
+    "inner": ("cpo", "trpo", "crpo", "gradient", "dual"),
+    "outer": ("cpo", "trpo", "switch", "nearest"),
+    "bounded": ("adapted", "initial"),
     "meta_gradient": ("exact", "first"),
     "sampling": ("ratio", "ignored"),
     "metric": ("fisher", "euclidean"),
@@ -28,7 +30,8 @@ class BilevelConfig:
     """
 
     inner: Inner = "cpo"  # "gradient" is MAML's step on the return less a penalty for violated costs
-    outer: Outer = "cpo"  # "switch" is CRPO's either-or
+    outer: Outer = "cpo"  # "switch" is CRPO's either-or; "nearest" goes to the policy nearest to all adapted ones
+    bounded: Bounded = "adapted"  # costs that the outer step keeps: adapted policies' mean, or the meta-policy's worst
     meta_gradient: MetaGradient = "exact"  # through all inner steps, or as if they added a constant
     inner_steps: int = 5  # K [P]
     tasks: int = 5  # per meta-iteration [P]
@@ -44,6 +47,10 @@ class BilevelConfig:
     margin: float = 0.0  # inner and outer steps aim this share of the limit below it [S; P: 0]
     inner_learning_rate: float = 0.1  # of the inner step "gradient" [S]
     penalty: float = 1.0  # of a violated cost in the inner step "gradient", per unit of its limit [S]
+    kl_weight: float = 0.1  # lambda of the inner step "dual" [S; dual method's paper: 0.5]
+    cost_kl_weight: float = 300.0  # lambda_c of the same [S; 0.5]
+    outer_rate: float = 0.5  # share of the way to the nearest policy that the outer step "nearest" goes [S]
+    keep_tasks: bool = False  # the same tasks in all iterations, each going on from its last policy (offline Meta-CRPO)
 
     critic: Literal["neural", "linear"] = "linear"  # value functions [S]
     critic_learning_rate: float = 1e-3  # [S]
@@ -70,16 +77,20 @@ class BilevelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate"):
+        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}.")
-        for name in ("damping", "penalty"):
+        for name in ("damping", "penalty", "cost_kl_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
         if not math.isfinite(self.initial_log_std):
             raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+        if not 0 < self.outer_rate <= 1:
+            raise ValueError(f"outer_rate is a share of a way: above 0 and at most 1, not {self.outer_rate}.")
+        if self.keep_tasks and self.outer != "nearest":
+            raise ValueError("keep_tasks needs outer = nearest: other outer steps ask what starting elsewhere changes.")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
         if not 0 <= self.gae_smoothing <= 1:

@@ -6,7 +6,9 @@ On the data D of one inner step every quantity is a function of the parameters x
 
     max_s  grad L(x) . s   subject to  b(x) + grad b(x) s <= 0,  1/2 s . H(x) s <= radius
 
-(eq. 9 of the Meta-CPO paper) and is differentiated with respect to x through the solver.
+(eq. 9 of the Meta-CPO paper) and is differentiated with respect to x through the solver. Other inner updates read the
+same L, b and H: "dual" solves problem (1) of the dual method, `max L - lambda KL` subject to `b + lambda_c KL <= 0`, in
+second order.
 """
 
 from typing import Any, NamedTuple
@@ -17,9 +19,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from safemeta.algorithms.bilevel_config import BilevelConfig
-from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, surrogate, thinned
+from safemeta.algorithms.directions import Directions, constrained_step, dual_step, without_objective
+from safemeta.algorithms.surrogate import Samples, Surrogate, fisher_metric, metric_states, state_weight, surrogate
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, with_parameters
-from safemeta.solvers import Metric, accept_cpo, accept_trpo, backtrack, trust_region_step
+from safemeta.solvers import (
+    Metric,
+    accept_cpo,
+    accept_trpo,
+    backtrack,
+    solve_rows,
+    trust_region_step,
+    values_and_gradients,
+)
 
 Vector = Float[Array, " parameters"]
 
@@ -30,6 +41,7 @@ class InnerData(eqx.Module):
     samples: Samples
     violations: Float[Array, "*tasks costs"]  # estimated cost less what is allowed
     fraction: Float[Array, "*tasks"]  # of the step that the line search took; a constant in the derivative
+    discount: Float[Array, "*tasks"]  # `effective_discount`: the units of the dual method's problem
 
 
 class InnerStep(NamedTuple):
@@ -51,18 +63,20 @@ def signals(
     as if the data fell from the sky, as in the Meta-CPO paper.
     """
     log_ratio = with_parameters(policy, x)(samples.observation).log_prob(samples.action) - samples.log_prob
+    log_ratio = jnp.where(samples.valid, log_ratio, 0)
     change = jnp.expm1(log_ratio) if config.sampling == "ratio" else log_ratio
     reward = jnp.sum(samples.reward_weight * change * samples.advantage)
     weighted = (samples.cost_weight * change)[..., None] * samples.cost_advantages
     return reward, jnp.sum(weighted, axis=-2).mean(axis=0)
 
 
-def metric_at(config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array) -> Metric | None:
-    """The Fisher metric at `x` on some of the states, or None for the Euclidean one."""
+def metric_at(
+    config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array, valid: Array
+) -> Metric | None:
+    """The Fisher metric at `x` on some of the valid states, or None for the Euclidean one."""
     if config.metric == "euclidean":
         return None
-    states = thinned(observations, config.fisher_states)
-    weight = jnp.full(states.shape[:-1], states.shape[-1] / states.size, x.dtype)
+    states, weight = metric_states(observations, state_weight(valid), config.fisher_states)
     return fisher_metric(lambda y: with_parameters(policy, y)(states), x, weight)
 
 
@@ -73,15 +87,17 @@ def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: I
         reward, costs = signals(config, policy, y, data.samples)
         return jnp.concatenate([reward[None], costs])
 
-    gradients = jax.jacrev(predicted)(x)
-    offsets = data.violations + predicted(x)[1:]
+    values, gradients = values_and_gradients(predicted, x)
+    offsets = data.violations + values[1:]
     none = jnp.zeros_like(data.violations)
     if config.inner == "gradient":
         spread = jnp.sqrt(jnp.sum(data.samples.reward_weight * data.samples.advantage**2)) + 1e-8
         weight = config.penalty * (offsets > 0)
         step = config.inner_learning_rate * (gradients[0] / spread - weight @ gradients[1:])
         return InnerStep(step, none, jnp.all(offsets <= 0))
-    metric = metric_at(config, policy, x, data.samples.observation)
+    metric = metric_at(config, policy, x, data.samples.observation, data.samples.valid)
+    if config.inner == "dual":
+        return _dual_step(config, metric, gradients, offsets, data.discount)
     rows, bounds, objective = gradients[:0], offsets[:0], gradients[0]
     if config.inner == "cpo":
         rows, bounds = gradients[1:], offsets
@@ -101,11 +117,45 @@ def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: I
     return InnerStep(found.step, found.multipliers if config.inner == "cpo" else none, found.feasible)
 
 
+def _dual_step(
+    config: BilevelConfig,
+    metric: Metric | None,
+    gradients: Float[Array, "signals parameters"],
+    offsets: Float[Array, " costs"],
+    discount: Float[Array, ""],
+) -> InnerStep:
+    """The dual method's step; while a cost is above its limit, the one that lowers it furthest."""
+    solutions = gradients
+    if metric is not None:
+        found = solve_rows(metric, gradients, iterations=config.cg_iterations, tolerance=0.0, damping=config.damping)
+        solutions = found.solution
+    gram = gradients @ solutions.T
+    gram = (gram + gram.T) / 2
+    found = Directions(solutions, gram, gram)
+    safe = jnp.all(offsets <= 0)
+    # Each branch is differentiated; the one that is not taken must not be asked what it cannot do.
+    solved, improving = dual_step(
+        found,
+        jnp.where(safe, -offsets, 0.0),
+        discount,
+        kl_weight=config.kl_weight,
+        cost_kl_weight=config.cost_kl_weight,
+        kl_limit=config.inner_radius,
+    )
+    lowering, _ = constrained_step(without_objective(found), offsets, config.inner_radius)
+    return InnerStep(jnp.where(safe, improving, lowering), jnp.where(safe, solved.multipliers, 0.0), safe)
+
+
 def inner_update(
-    config: BilevelConfig, policy: GaussianPolicy, x: Vector, samples: Samples, violations: Float[Array, " costs"]
+    config: BilevelConfig,
+    policy: GaussianPolicy,
+    x: Vector,
+    samples: Samples,
+    violations: Float[Array, " costs"],
+    discount: Float[Array, ""],
 ) -> tuple[Vector, InnerData, dict[str, Any]]:
     """The step, shortened until the evaluated surrogates accept it; and its data, for the derivative."""
-    data = InnerData(samples, violations, jnp.ones((), x.dtype))
+    data = InnerData(samples, violations, jnp.ones((), x.dtype), discount)
     old: DiagonalGaussian = with_parameters(policy, x)(samples.observation)
     found = inner_step(config, policy, x, data)
 
@@ -123,6 +173,12 @@ def inner_update(
         if config.inner == "crpo":
             lowered = values.costs[jnp.argmax(violations)] < 0
             return within & jnp.where(jnp.all(violations <= 0), values.reward > 0, lowered)
+        if config.inner == "dual":
+            rise = values.costs + config.cost_kl_weight * values.kl
+            kept = (values.reward > 0) & jnp.all(rise <= -violations)
+            room = jnp.maximum(-violations, 0)  # while one cost is lowered, another may use what it has left
+            lowered = jnp.all(jnp.where(room > 0, rise, values.costs) <= room)
+            return within & jnp.where(found.feasible, kept, lowered)
         return jnp.isfinite(values.kl)  # MAML's step has no trust region
 
     search = backtrack(evaluate, x, found.step, accept, shrink=0.7, steps=10)
@@ -133,7 +189,7 @@ def inner_update(
         "feasible": found.feasible,
         "multipliers": found.multipliers,
     }
-    taken = InnerData(samples, violations, jax.lax.stop_gradient(fraction))
+    taken = InnerData(samples, violations, jax.lax.stop_gradient(fraction), discount)
     return x + fraction * found.step, taken, facts
 
 

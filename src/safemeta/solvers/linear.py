@@ -168,6 +168,18 @@ def hessian_vector_product(
     return metric
 
 
+def values_and_gradients(
+    function: Callable[[Vector], Float[Array, " k"]], at: Vector
+) -> tuple[Float[Array, " k"], Float[Array, "k n"]]:
+    """The k values of `function`, few of them, and their gradients as rows.
+
+    Each row is pulled back by itself. `jax.jacrev` pulls all of them in one batch, whose products of small matrices
+    take XLA 2.5 times as long on a CPU where the function is itself a chain of derivatives.
+    """
+    values, pull = jax.vjp(function, at)
+    return values, jnp.stack([pull(row)[0] for row in jnp.eye(values.shape[0], dtype=values.dtype)])
+
+
 def combination(weights: Float[Array, " k"], rows: Float[Array, "k n"]) -> Float[Array, " n"]:
     """`weights @ rows`. For a few rows as a fused sum: XLA's batched product of such shapes is 10 times slower."""
     if rows.shape[0] > _FEW:
