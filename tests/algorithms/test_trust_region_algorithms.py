@@ -12,7 +12,7 @@ from safemeta.algorithms import cpo, trpo
 from safemeta.algorithms.base import Algorithm, MetaAlgorithm
 from safemeta.algorithms.critics import assess
 from safemeta.algorithms.estimation import limited_costs
-from safemeta.algorithms.trust_region import iterate_on
+from safemeta.algorithms.on_policy import iterate_on
 from safemeta.nets import parameters
 from safemeta.tasks import registry
 
@@ -40,7 +40,7 @@ def one_iteration_each(algorithm, state, limit):
     for key in jax.random.split(jax.random.key(1), SEEDS):
         tasks = WORLD.sample(key, algorithm.config.tasks)
         tasks = eqx.tree_at(lambda t: t.limits, tasks, jnp.full_like(tasks.limits, limit))
-        runs.append((tasks, key, *step(algorithm.config, algorithm.constrained, WORLD, state, tasks, key)))
+        runs.append((tasks, key, *step(algorithm.config, type(algorithm).step, WORLD, state, tasks, key)))
     return runs
 
 

@@ -74,8 +74,15 @@ ALGORITHMS: dict[str, Entry] = {
             meta=True,
         ),
         Entry(
+            "meta-crpo",
+            "Meta-CRPO: CRPO on each task, and the meta-policy nearest to where they end",
+            "safemeta.algorithms.meta_crpo",
+            meta=True,
+        ),
+        Entry(
             "bilevel",
-            "any combination: --inner cpo|trpo|crpo|gradient, --outer cpo|trpo|switch, --meta-gradient exact|first",
+            "any combination: --inner cpo|trpo|crpo|gradient|dual, --outer cpo|trpo|switch|nearest, --meta-gradient"
+            " exact|first",
             "safemeta.algorithms.bilevel",
             meta=True,
             config="BilevelConfig",
@@ -84,6 +91,41 @@ ALGORITHMS: dict[str, Entry] = {
             "cpo",
             "constrained policy optimisation: one policy for the family, each step within a trust region and the limit",
             "safemeta.algorithms.cpo",
+        ),
+        Entry(
+            "ppo-lagrangian",
+            "PPO on the reward less the costs at the prices of their Lagrange multipliers",
+            "safemeta.algorithms.ppo_lagrangian",
+        ),
+        Entry(
+            "trpo-lagrangian",
+            "TRPO on the reward less the costs at the prices of their Lagrange multipliers",
+            "safemeta.algorithms.trpo_lagrangian",
+        ),
+        Entry(
+            "crpo",
+            "a TRPO step up the reward while all costs are within limits, else down the one that is violated most",
+            "safemeta.algorithms.crpo",
+        ),
+        Entry(
+            "fisar",
+            "FISAR: policies moved by a learned optimizer, every update projected to keep the limits",
+            "safemeta.algorithms.fisar",
+            meta=True,
+        ),
+        Entry(
+            "projected-gradient",
+            "FISAR's projection of a plain gradient step: one policy for the family",
+            "safemeta.algorithms.first_order",
+            config="ProjectedConfig",
+            algorithm="ProjectedGradient",
+        ),
+        Entry(
+            "primal-dual",
+            "gradient descent on the Lagrangian, ascent on its multipliers: one policy for the family",
+            "safemeta.algorithms.first_order",
+            config="PrimalDualConfig",
+            algorithm="PrimalDual",
         ),
         Entry(
             "trpo",

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from safemeta.algorithms.trust_region import TrustRegionAlgorithm, TrustRegionConfig
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.on_policy import Batch, OnPolicyAlgorithm, State
+from safemeta.algorithms.trust_region import TrustRegionConfig, trust_region_update
 
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 300}
 
@@ -12,10 +17,16 @@ class Config(TrustRegionConfig):
     """Settings of `trpo`."""
 
 
-class Algorithm(TrustRegionAlgorithm):
+def step(config: Config, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
     """Maximise `E[A]` within a mean KL of `kl_radius`."""
+    policy, metrics = trust_region_update(config, state.policy, batch.samples, batch.violations[:0])
+    return eqx.tree_at(lambda s: s.policy, state, policy), metrics
 
-    constrained = False
+
+class Algorithm(OnPolicyAlgorithm):
+    """See the module's docstring."""
+
+    step = staticmethod(step)
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config or Config())
