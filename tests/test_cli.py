@@ -109,6 +109,7 @@ def test_list(capsys):
         (["evaluate", "r", "--help"], "--episodes"),
         (["plot", "--help"], "--out"),
         (["list", "--help"], "--json"),
+        (["reproduce", "--help"], "--workers"),
     ],
 )
 def test_help(arguments, words, capsys):

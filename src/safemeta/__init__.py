@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safemeta.experiment import adapt, evaluate, load, plot, train, video
+    from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_world import gymnasium_world
     from safemeta.tasks.registry import make
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "make",
     "plot",
+    "reproduce",
     "train",
     "video",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "load": "safemeta.experiment",
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",
+    "reproduce": "safemeta.papers.reproduction",
     "train": "safemeta.experiment",
     "video": "safemeta.experiment",
 }

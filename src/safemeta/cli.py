@@ -23,7 +23,8 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta evaluate RUN [options]        measure a policy on unseen tasks
        safemeta plot RUN... [options]         draw training curves, of several runs with intervals
        safemeta video RUN [options]           film an episode of a policy on an unseen task
-       safemeta list [--json]                 algorithms and tasks
+       safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
+       safemeta list [--json]                 algorithms, tasks and papers
 
        safemeta COMMAND --help                a command's options
        safemeta train ALGORITHM --help        with the algorithm's own options
@@ -163,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands = {"train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "video": _video, "list": _list}
+    commands = {
+        "train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "video": _video,
+        "reproduce": _reproduce, "list": _list,
+    }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -281,9 +285,16 @@ def _video(arguments: list[str]) -> None:
     print(video(folder, reporter=reporter, **_settings(options)))
 
 
+def _reproduce(arguments: list[str]) -> None:
+    from safemeta.papers.command import reproduce
+
+    reproduce(arguments)
+
+
 def _list(arguments: list[str]) -> None:
     from safemeta.algorithms import registry as algorithms
     from safemeta.experiment.arguments import parse
+    from safemeta.papers import registry as papers
     from safemeta.tasks import registry as tasks
 
     parsed = parse(arguments, {"list": ListOptions()}, program="safemeta list", description="What there is.")
@@ -292,7 +303,7 @@ def _list(arguments: list[str]) -> None:
     lists: dict[str, list[dict[str, str]]] = {
         "algorithms": [{"name": name, "description": line} for name, line in algorithms.describe().items()],
         "tasks": [{"name": name, "description": tasks.FAMILIES[name].description} for name in tasks.names()],
-        "papers": [],
+        "papers": [{"name": name, "description": line} for name, line in papers.describe().items()],
     }
     if parsed.parts[0].json:
         print(json.dumps(lists))

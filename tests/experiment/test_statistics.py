@@ -80,3 +80,23 @@ def test_one_value_has_no_interval():
 def test_unknown_statistic():
     with pytest.raises(ValueError, match="iqm"):
         statistics.bootstrap([1.0, 2.0], statistic="median")
+
+
+def test_nested_bootstrap_has_the_spread_of_the_two_level_resampling():
+    """Var = (between seeds) / n + (within seeds) / (n m), with the sample's own variances."""
+    random = np.random.default_rng(5)
+    values = random.normal(0, 2, (6, 1)) + random.normal(0, 1, (6, 40))
+    low, high = statistics.bootstrap_nested(values[None], resamples=20_000)
+    within = values.var(axis=1).mean() / values.size
+    deviation = math.sqrt(values.mean(1).var() / 6 + within)
+    assert (high - low)[0] == pytest.approx(2 * 1.96 * deviation, rel=0.05)
+    # Taken for independent, the same values would seem far more certain.
+    flat = statistics.bootstrap(values)
+    assert flat[1] - flat[0] < 0.5 * (high - low)[0]
+
+
+def test_nested_bootstrap_with_one_seed_resamples_its_tasks():
+    values = np.random.default_rng(0).normal(size=30)
+    low, high = statistics.bootstrap_nested(values[None, None])
+    assert (low[0], high[0]) == pytest.approx(statistics.bootstrap(values), abs=0.05)
+    assert np.isnan(statistics.bootstrap_nested(np.ones((2, 1, 1)))).all()

@@ -95,3 +95,16 @@ def mark_limit(axes: Any, limit: float, ceiling: float) -> None:
         bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}, zorder=6,
     )  # fmt: skip
     axes.set_ylim(floor, top)
+
+
+def millions() -> Any:
+    """A formatter of large numbers on an axis: 20 k, 1.5 M."""
+    from matplotlib.ticker import FuncFormatter
+
+    def shown(value: float, _: int) -> str:
+        for size, unit in ((1e6, " M"), (1e3, " k")):
+            if abs(value) >= size:
+                return f"{value / size:g}{unit}"
+        return f"{value:g}"
+
+    return FuncFormatter(shown)

@@ -103,7 +103,7 @@ def plot(*runs: Any, out: Path | str | None = None) -> Path:
         _mark_limits(axes[1], logs)
         for each in axes:
             each.set_xlabel("environment steps")
-            each.xaxis.set_major_formatter(_millions())
+            each.xaxis.set_major_formatter(figures.millions())
             if each.get_legend_handles_labels()[0]:
                 each.legend(loc="best")
         return figures.save(drawing, path)
@@ -160,15 +160,3 @@ def _mark_limits(axes: Any, logs: list[RunLog]) -> None:
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     for limit in sorted(limits):
         figures.mark_limit(axes, limit, top)
-
-
-def _millions() -> Any:
-    from matplotlib.ticker import FuncFormatter
-
-    def shown(value: float, _: int) -> str:
-        for size, unit in ((1e6, " M"), (1e3, " k")):
-            if abs(value) >= size:
-                return f"{value / size:g}{unit}"
-        return f"{value:g}"
-
-    return FuncFormatter(shown)

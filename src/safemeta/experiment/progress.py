@@ -40,7 +40,7 @@ class Pace:
         since, began = self._first if self._first is not None else self._start
         rate = (step - since) / max(now - began, 1e-9)
         self._first = self._first or (step, now)
-        left = _clock((total - step) / rate) if rate > 0 else "?"
+        left = clock((total - step) / rate) if rate > 0 else "?"
         return (f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s"), f"{left} left"
 
 
@@ -168,7 +168,8 @@ def default() -> Quiet:
     return Bar() if sys.stderr.isatty() else Quiet()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`4:05` or `1:04:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

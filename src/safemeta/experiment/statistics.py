@@ -63,6 +63,28 @@ def bootstrap_columns(values: ArrayLike, *, confidence: float = 0.95, seed: int 
     return low, high
 
 
+def bootstrap_nested(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[NDArray, NDArray]:
+    """Bootstrap intervals of the means of `[rows, groups, members]`: ends `[rows]`.
+
+    Groups (training seeds) are resampled, and members (test tasks) within each drawn group, as tasks of one trained
+    policy are not independent of one another. With a single group only its members are resampled.
+    """
+    table = np.asarray(values, float)
+    groups, members = table.shape[-2:]
+    if groups * members < 2:
+        return np.full(table.shape[:-2], np.nan), np.full(table.shape[:-2], np.nan)
+    random = np.random.default_rng(seed)
+    chosen = random.integers(0, groups, (resamples, groups, 1)) * members
+    chosen = (chosen + random.integers(0, members, (resamples, groups, members))).reshape(resamples, -1)
+    weights = np.stack([np.bincount(row, minlength=groups * members) for row in chosen]) / (groups * members)
+    tail = 50 * (1 - confidence)
+    flat = table.reshape(*table.shape[:-2], groups * members)
+    low, high = np.percentile(flat @ weights.T, [tail, 100 - tail], axis=-1)
+    return low, high
+
+
 def mean_interval(values: ArrayLike, axis: int = -1, confidence: float = 0.95) -> tuple[NDArray, NDArray, NDArray]:
     """Mean along `axis` and Student's t interval: `mean -+ t s / sqrt(n)`. A single value gives NaN ends."""
     sample = np.asarray(values, float)
