@@ -30,7 +30,7 @@ class TabularCMDP(eqx.Module):
 
 
 def values(
-    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float
+    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float | Array
 ) -> Float[Array, "states signals"]:
     """`V(s) = E[sum_t discount^t x(s_t, a_t) | s_0 = s]` of reward and costs: `(I - discount P_pi) V = x_pi`."""
     flow = jnp.einsum("sa,sat->st", policy, cmdp.transition)
@@ -39,14 +39,14 @@ def values(
 
 
 def action_values(
-    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float
+    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float | Array
 ) -> Float[Array, "states actions signals"]:
     """`Q(s, a) = x(s, a) + discount sum_s' P(s' | s, a) V(s')` of reward and costs."""
     return cmdp.signals() + discount * jnp.einsum("sat,tx->sax", cmdp.transition, values(cmdp, policy, discount))
 
 
 def visitation(
-    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float
+    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float | Array
 ) -> Float[Array, "states actions"]:
     """`d(s, a) = sum_t discount^t P(s_t = s, a_t = a)`, which sums to `1 / (1 - discount)`."""
     flow = jnp.einsum("sa,sat->st", policy, cmdp.transition)
@@ -54,7 +54,9 @@ def visitation(
     return states[:, None] * policy
 
 
-def performance(cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float) -> Float[Array, " signals"]:
+def performance(
+    cmdp: TabularCMDP, policy: Float[Array, "states actions"], discount: float | Array
+) -> Float[Array, " signals"]:
     """`E[sum_t discount^t x(s_t, a_t)]` of reward and costs from the initial distribution."""
     return cmdp.initial @ values(cmdp, policy, discount)
 
