@@ -10,6 +10,7 @@ from safemeta.solvers.dual import (
     gaussian_policy,
     quadratic_step,
 )
+from safemeta.solvers.invariant_step import InvariantStep, invariant_step
 from safemeta.solvers.line_search import LineSearch, accept_cpo, accept_trpo, backtrack
 from safemeta.solvers.linear import (
     Metric,
@@ -18,6 +19,7 @@ from safemeta.solvers.linear import (
     fisher_vector_product,
     hessian_vector_product,
     solve_rows,
+    values_and_gradients,
 )
 from safemeta.solvers.optax_transform import SafeProjectionState, safe_projection
 from safemeta.solvers.outcome import OUTCOME_NAMES, Outcome, describe
@@ -27,6 +29,7 @@ from safemeta.solvers.trust_region import TrustRegionStep, trust_region_step
 __all__ = [
     "OUTCOME_NAMES",
     "DualSolution",
+    "InvariantStep",
     "LineSearch",
     "Metric",
     "Outcome",
@@ -47,9 +50,11 @@ __all__ = [
     "fisher_vector_product",
     "gaussian_policy",
     "hessian_vector_product",
+    "invariant_step",
     "project_update",
     "quadratic_step",
     "safe_projection",
     "solve_rows",
     "trust_region_step",
+    "values_and_gradients",
 ]

@@ -1,0 +1,71 @@
+"""Settings of `fisar` on task families."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from safemeta.algorithms.class_k import ClassK, Shape
+from safemeta.solvers.projection import ProjectionMetric
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `fisar`. The paper gives no numbers; [A] Andrychowicz et al. 2016, the others chosen for safemeta.
+
+    An iteration is a window of policy updates. The first `meta_iterations` train the optimizer, on policies that start
+    anew every `span` updates; then new policies are trained with the optimizer as it is.
+    """
+
+    tasks: int = 8  # per policy update, drawn anew each time
+    episodes: int = 8  # per task
+    policies: int = 4  # trained side by side; the one that is used is the best of those within their limits
+    window: int = 10  # policy updates per iteration, and through how many a meta-gradient looks back
+    span: int = 100  # T_phi: policy updates after which policies start anew [A]
+    meta_iterations: int = 80  # iterations that train the optimizer
+    hidden: tuple[int, ...] = (32, 32)  # tanh layers of the policy
+    deviation: Literal["free", "state"] = "free"  # standard deviation: one vector, or an output of the network
+    initial_log_std: float = -0.5
+    step: float = 0.05  # beta
+    class_k: Shape = "linear"  # alpha
+    rate: float = 1.0  # slope of alpha: a violation falls to first order by the share rate * step per update
+    class_k_scale: float = 1.0  # in units of the cost; no matter where alpha is linear
+    metric: ProjectionMetric = "euclidean"  # "closed_form" is the paper's
+    margin: float = 0.1  # share of the limit that is kept as distance; 0 is the paper's
+    units: int = 20  # of each LSTM layer [A]
+    layers: int = 2  # [A]
+    preprocessing: float = 10.0  # p [A]
+    output_scale: float = 0.05  # of the LSTM's output, which starts as Adam's direction
+    learning_rate: float = 3e-3  # of Adam on the LSTM's weights
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, on a setting that makes no sense."""
+        for name in ("tasks", "policies", "window", "span", "units", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be at least 2, since each is the other's baseline, not {self.episodes}.")
+        if self.meta_iterations < 0:
+            raise ValueError(f"meta_iterations must not be negative, not {self.meta_iterations}.")
+        for name in ("step", "preprocessing", "output_scale", "learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, not {value}.")
+        if not math.isfinite(self.initial_log_std):
+            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        if self.span % self.window:
+            raise ValueError(f"span must be a multiple of window, not {self.span} and {self.window}.")
+        if self.metric not in get_args(ProjectionMetric):
+            raise ValueError(f"metric must be 'euclidean' or 'closed_form', not '{self.metric}'.")
+        if self.deviation not in ("free", "state"):
+            raise ValueError(f"deviation must be 'free' or 'state', not '{self.deviation}'.")
+        if self.alpha.rate * self.step > 1:
+            raise ValueError(f"rate * step must be at most 1, or steps cross the limit; it is {self.rate * self.step}.")
+
+    @property
+    def alpha(self) -> ClassK:
+        """The class-K function."""
+        return ClassK(self.class_k, self.rate, self.class_k_scale)
