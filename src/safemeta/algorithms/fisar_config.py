@@ -33,8 +33,8 @@ class Config:
     margin: float = 0.1  # share of the limit that is kept as distance; 0 is the paper's
     units: int = 20  # of each LSTM layer [A]
     layers: int = 2  # [A]
-    preprocessing: float = 10.0  # p [A]
-    output_scale: float = 0.05  # of the LSTM's output, which starts as Adam's direction
+    preprocessing: float | None = None  # p [A: 10]; None: the gradient enters as it is, over its root mean square
+    output_scale: float = 0.02  # of the LSTM's output, which starts as a running mean of the gradient
     learning_rate: float = 3e-3  # of Adam on the LSTM's weights
 
     def validate(self) -> None:
@@ -46,7 +46,7 @@ class Config:
             raise ValueError(f"episodes must be at least 2, since each is the other's baseline, not {self.episodes}.")
         if self.meta_iterations < 0:
             raise ValueError(f"meta_iterations must not be negative, not {self.meta_iterations}.")
-        for name in ("step", "preprocessing", "output_scale", "learning_rate"):
+        for name in ("step", "output_scale", "learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}.")

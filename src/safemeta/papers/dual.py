@@ -67,16 +67,19 @@ class Size:
 LOCOMOTION = Size(300, 10, 40, 20, 20, 20, seconds=4.0 * 3600)
 NAVIGATION = Size(300, 10, 10, 20, 20, 20, seconds=4.0 * 3600)
 # What the safe settings measure in addition, where the robots' physics takes its time.
-FEW = {"cost_episodes": 5, "corner_tasks": 1, "validation_tasks": 4, "validation_episodes": 4, "corner_episodes": 20}
+FEW = {
+    "cost_episodes": 5, "corner_tasks": 1,
+    "validation_every": 5, "validation_tasks": 8, "validation_episodes": 4, "corner_episodes": 40,
+}  # fmt: skip
 SIZES: dict[str, dict[str, Size]] = {
     "smoke": {
         "point-circle": Size(2, 2, 2, 2, 2, 2, seconds=12.0, horizon=100, methods=("dual", "meta-cpo"), slacks=())
     },
     "laptop": {
-        "point-circle": Size(200, 10, 10, 20, 20, 50, seconds=90.0),
-        "half-cheetah": Size(40, 5, 8, 10, 10, 10, seconds=60.0, slacks=(3.0,)),
-        "swimmer": Size(40, 5, 8, 10, 10, 10, seconds=55.0, methods=COMPARED),
-        "hopper": Size(40, 5, 8, 10, 10, 10, seconds=55.0, methods=COMPARED),
+        "point-circle": Size(150, 10, 10, 20, 20, 50, seconds=75.0),
+        "half-cheetah": Size(100, 5, 8, 10, 10, 10, seconds=80.0, slacks=(3.0,)),
+        "swimmer": Size(100, 5, 8, 10, 10, 10, seconds=80.0, methods=COMPARED),
+        "hopper": Size(100, 5, 8, 10, 10, 10, seconds=80.0, methods=COMPARED),
         "point-button": Size(30, 5, 4, 8, 10, 8, seconds=65.0, methods=COMPARED),
         "car-circle-hazard": Size(30, 5, 4, 8, 10, 8, seconds=105.0, slacks=(3.0,)),
         "humanoid": Size(10, 4, 5, 4, 5, 8, seconds=55.0, methods=COMPARED),
