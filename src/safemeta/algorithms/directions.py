@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from safemeta.core import solve_without_pivots
 from safemeta.solvers import (
     DualSolution,
     Metric,
@@ -115,7 +116,7 @@ def dual_step(
     units = jnp.concatenate([jnp.ones(1), jnp.full(allowance.shape, 1 - discount)])  # to the paper's E[A_c]
     effect = found.effect * units[:, None]
     size = jnp.diagonal(found.gram)  # zero where no sample had a cost
-    shrunk = jnp.linalg.solve(found.gram + jnp.diag(jnp.where(size > 0, 1e-5 * size, 1)), effect.T).T
+    shrunk = solve_without_pivots(found.gram + jnp.diag(jnp.where(size > 0, 1e-5 * size, 1)), effect.T).T
     solution = dual_quadratic(
         shrunk @ effect.T,
         (1 - discount) * allowance,

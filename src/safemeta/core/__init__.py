@@ -2,6 +2,7 @@
 
 from safemeta.core.advantages import discounted_returns, generalized_advantage
 from safemeta.core.cmdp import CMDP, LimitOn, Policy, Tasks, World, violated
+from safemeta.core.elimination import solve_without_pivots
 from safemeta.core.normalizer import Normalizer
 from safemeta.core.trajectory import Performance, Trajectory
 
@@ -16,5 +17,6 @@ __all__ = [
     "World",
     "discounted_returns",
     "generalized_advantage",
+    "solve_without_pivots",
     "violated",
 ]

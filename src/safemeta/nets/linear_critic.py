@@ -4,6 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from safemeta.core import solve_without_pivots
+
 
 class LinearCritic(eqx.Module):
     """`V(s, t) = w . [s, s^2, tau, tau^2, tau^3, 1]` with `tau = t / horizon`, one column of `w` per signal.
@@ -38,7 +40,7 @@ class LinearCritic(eqx.Module):
         y = targets.reshape(-1, targets.shape[-1])
         mask = valid.reshape(-1, 1).astype(x.dtype)
         gram = (x * mask).T @ x + regularization * jnp.sum(mask) * jnp.eye(x.shape[1], dtype=x.dtype)
-        return LinearCritic(jnp.linalg.solve(gram, (x * mask).T @ (y * mask)))
+        return LinearCritic(solve_without_pivots(gram, (x * mask).T @ (y * mask)))
 
     def __call__(self, features: Float[Array, "*batch features"]) -> Float[Array, "*batch signals"]:
         return features @ self.weight

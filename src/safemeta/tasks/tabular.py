@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.optimize import linprog
 
+from safemeta.core import solve_without_pivots
 from safemeta.sim import Parameters, Step
 
 
@@ -35,7 +36,7 @@ def values(
     """`V(s) = E[sum_t discount^t x(s_t, a_t) | s_0 = s]` of reward and costs: `(I - discount P_pi) V = x_pi`."""
     flow = jnp.einsum("sa,sat->st", policy, cmdp.transition)
     gained = jnp.einsum("sa,sax->sx", policy, cmdp.signals())
-    return jnp.linalg.solve(jnp.eye(flow.shape[0], dtype=flow.dtype) - discount * flow, gained)
+    return solve_without_pivots(jnp.eye(flow.shape[0], dtype=flow.dtype) - discount * flow, gained)
 
 
 def action_values(
@@ -50,7 +51,7 @@ def visitation(
 ) -> Float[Array, "states actions"]:
     """`d(s, a) = sum_t discount^t P(s_t = s, a_t = a)`, which sums to `1 / (1 - discount)`."""
     flow = jnp.einsum("sa,sat->st", policy, cmdp.transition)
-    states = jnp.linalg.solve(jnp.eye(flow.shape[0], dtype=flow.dtype) - discount * flow.T, cmdp.initial)
+    states = solve_without_pivots(jnp.eye(flow.shape[0], dtype=flow.dtype) - discount * flow.T, cmdp.initial)
     return states[:, None] * policy
 
 
