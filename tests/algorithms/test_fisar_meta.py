@@ -156,6 +156,7 @@ def test_outside_the_violation_follows_the_bound(trained):
     np.testing.assert_allclose(np.divide(largest[:-1], largest[1:]), 4, rtol=0.1)
 
 
+@pytest.mark.slow  # tests/solvers/test_invariant_step.py has a small version
 @METRICS
 def test_with_trials_a_feasible_start_stays_feasible_and_a_violation_only_falls(trained, metric):
     network, _ = trained

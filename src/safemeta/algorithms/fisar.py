@@ -5,7 +5,7 @@ and A of the costs by the score function, and move
 
     theta_{k+1} = theta_k + beta proj(m_phi(g_k, h_k)),   the projection onto A_k theta' <= -alpha(C_k)     (eq. 3, 7)
 
-where C is cost minus limit. Then the meta-gradient of eq. 8 through these updates,
+where C is cost minus limit, and A a running mean. Then the meta-gradient of eq. 8 through these updates,
 
     dL/dphi = sum_k g_k . d theta_k / d phi
 
@@ -35,6 +35,7 @@ __all__ = ["Algorithm", "Config", "State", "learned", "optimizer"]
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 210}
 CLIP = 1.0  # global norm of the meta-gradient
 IMITATED_STEPS, IMITATED_COORDINATES, MOMENTUM = 30, 300, 0.9
+HIDDEN = ("excess", "largest_cost", "multipliers", "outcome")  # of the facts about an update: no metrics as they are
 Vector = Float[Array, " parameters"]
 
 
@@ -43,6 +44,8 @@ class Lane(eqx.Module):
 
     policy: GaussianPolicy
     memory: Memory
+    rows: Float[Array, "*batch costs parameters"]  # running mean of the cost gradients, weights summing to `weight`
+    weight: Float[Array, "*batch"]
 
 
 class Record(eqx.Module):
@@ -52,6 +55,7 @@ class Record(eqx.Module):
     gradient: Float[Array, "*batch parameters"]  # of minus the return
     rows: Float[Array, "*batch costs parameters"]  # A_k
     values: Float[Array, "*batch costs"]  # C_k
+    fraction: Float[Array, "*batch"]  # of the step that was taken
 
 
 class State(eqx.Module):
@@ -130,7 +134,7 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     chosen = jnp.argmax(jnp.where(last["excess"] <= 0, last["return"], -jnp.inf - last["excess"]))
     # All above a limit: the one that is least above.
     chosen = jnp.where(jnp.any(last["excess"] <= 0), chosen, jnp.argmin(last["excess"])).astype(jnp.int32)
-    metrics = {name: value.mean() for name, value in last.items() if name not in ("excess", "largest_cost")}
+    metrics = {name: value.mean() for name, value in last.items() if name not in HIDDEN}
     metrics |= {
         "largest_cost": last["largest_cost"].max(),
         "limit": jnp.asarray(world.cmdp.limits[0]),
@@ -153,8 +157,11 @@ def _update(
     rows = _collect(world, lanes.policy, tasks, collect_key, config.episodes)
     found = jax.vmap(lambda policy, own: score_estimate(policy, own, cmdp))(lanes.policy, rows)
     limits = tasks.limits.mean(0)
-    record = jax.vmap(lambda lane, one: _record(config, lane.policy, one, limits))(lanes, found)
-    moved, metrics = jax.vmap(lambda lane, one, own: _move(config, network, lane, one, own))(lanes, record, rows)
+    moved, record, metrics = jax.vmap(lambda lane, one, own: _move(config, network, lane, one, own, limits))(
+        lanes, found, rows
+    )
+    normalizers = jax.vmap(lambda policy, own: policy.normalizer.merge(own.observation, own.valid))
+    moved = eqx.tree_at(lambda lane: lane.policy.normalizer, moved, normalizers(moved.policy, rows))
     metrics |= {
         "return": jax.vmap(episode_return)(rows).mean((1, 2)),
         "cost": found.costs[:, 0],
@@ -166,25 +173,41 @@ def _update(
     return moved, record, metrics
 
 
-def _record(config: Config, policy: GaussianPolicy, found: ScoreEstimate, limits: Float[Array, " costs"]) -> Record:
-    values = found.costs - (1 - config.margin) * limits
-    return Record(parameters(policy), -found.return_gradient, found.cost_gradients, values)
-
-
 def _move(
-    config: Config, network: LearnedOptimizer, lane: Lane, record: Record, rows: Trajectory
-) -> tuple[Lane, Metrics]:
-    found, memory = _directed(config, network, record, record.values, lane.memory)
-    policy = with_parameters(lane.policy, record.x + config.step * found.update)
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(rows.observation, rows.valid))
+    config: Config,
+    network: LearnedOptimizer,
+    lane: Lane,
+    found: ScoreEstimate,
+    episodes: Trajectory,
+    limits: Float[Array, " costs"],
+) -> tuple[Lane, Record, Metrics]:
+    """One projected update of one policy, shortened where it would change its actions too much.
+
+    One batch's cost gradient is mostly noise, and a projection onto it lets the cost itself rise. As a policy changes
+    little from one update to the next, the projection uses the running mean.
+    """
+    rows = config.averaging * lane.rows + (1 - config.averaging) * found.cost_gradients
+    weight = config.averaging * lane.weight + (1 - config.averaging)
+    x, values = parameters(lane.policy), found.costs - (1 - config.margin) * limits
+    record = Record(x, -found.return_gradient, rows / weight, values, jnp.ones_like(weight))
+    projection, memory = _directed(config, network, record, values, lane.memory)
+    step = config.step * projection.update
+    kl = divergence(with_parameters(lane.policy, x + step), lane.policy, episodes)
+    # The divergence grows like the square of the step. Not finite: no step at all.
+    fraction = jnp.where(kl > config.kl_radius, jnp.sqrt(config.kl_radius / kl), 1.0)
+    fraction = jnp.where(jnp.isfinite(kl), fraction, 0.0)
+    policy = with_parameters(lane.policy, x + fraction * step)
     facts = {
-        "kl": divergence(policy, lane.policy, rows),
-        "step_length": config.step * jnp.linalg.norm(found.update),
-        "feasible": found.feasible.astype(jnp.float32),
-        "active": found.active.mean(),
+        "kl": divergence(policy, lane.policy, episodes),
+        "step_length": fraction * jnp.linalg.norm(step),
+        "fraction": fraction,
+        "feasible": projection.feasible.astype(jnp.float32),
+        "active": projection.active.mean(),
+        "multipliers": projection.multipliers,
+        "outcome": projection.outcome,
         "log_std": policy.network.log_std.mean(),
     }
-    return Lane(policy, memory), facts
+    return Lane(policy, memory, rows, weight), eqx.tree_at(lambda r: r.fraction, record, fraction), facts
 
 
 def _directed(
@@ -213,7 +236,7 @@ def meta_loss(config: Config, network: LearnedOptimizer, memory: Memory, records
         x, memory = carry
         values = record.values + record.rows @ (x - record.x)
         found, memory = _directed(config, network, record, values, memory)
-        return (x + config.step * found.update, memory), record.gradient @ (x - start)
+        return (x + record.fraction * config.step * found.update, memory), record.gradient @ (x - start)
 
     _, losses = jax.lax.scan(advance, (start, memory), jax.lax.stop_gradient(records))
     length = jnp.sqrt(jnp.mean(jnp.sum(records.gradient**2, axis=1)))
@@ -223,7 +246,7 @@ def meta_loss(config: Config, network: LearnedOptimizer, memory: Memory, records
 def _collect(world: World, policies: GaussianPolicy, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> Trajectory:
     """Episodes `[policies, tasks, episodes, time, ...]` of each policy on the same tasks."""
     count = jax.tree.leaves(policies)[0].shape[0]
-    if world.functional:
+    if world.functional and not getattr(world, "on_host", False):
         keys = jax.random.split(key, count)
         return jax.vmap(lambda policy, k: world.collect(policy, tasks, k, episodes))(policies, keys)
     # On the host all rows are one batch: each policy's share of them is `tasks` rows with a policy of their own.
@@ -242,10 +265,8 @@ def _adapt(
     key: PRNGKeyArray,
     steps: int,
 ) -> Adaptation:
-    def lane(_: Array) -> Lane:
-        return Lane(policy, network.fresh(parameters(policy)))
-
-    lanes = jax.vmap(lane)(jnp.arange(tasks.count))
+    lane = _lane(policy, network, len(world.cmdp.cost_names))
+    lanes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tasks.count, *leaf.shape)), lane)
     used, facts = [], []
     for step in range(steps + 1):  # the last only estimates the last policy
         used.append(lanes.policy)
@@ -275,17 +296,8 @@ def _adapt_step(
     def one(lane: Lane, own: Trajectory, limits: Float[Array, " costs"]) -> tuple[Lane, dict[str, Any]]:
         own = jax.tree.map(lambda leaf: leaf[None], own)
         estimate = score_estimate(lane.policy, own, world.cmdp)
-        record = _record(config, lane.policy, estimate, limits)
-        found, memory = _directed(config, network, record, record.values, lane.memory)
-        moved = with_parameters(lane.policy, record.x + config.step * found.update)
-        facts = {
-            "return": episode_return(own).mean(),
-            "costs": estimate.costs,
-            "multipliers": found.multipliers,
-            "kl": divergence(moved, lane.policy, own),
-            "outcome": found.outcome,
-        }
-        return Lane(moved, memory), facts
+        moved, _, facts = _move(config, network, lane, estimate, own, limits)
+        return moved, facts | {"return": episode_return(own).mean(), "costs": estimate.costs}
 
     return jax.vmap(one)(lanes, rows, tasks.limits)
 
@@ -330,9 +342,15 @@ def _fresh_lanes(config: Config, cmdp: CMDP, network: LearnedOptimizer, key: PRN
             deviation=config.deviation,
             initial_log_std=config.initial_log_std,
         )
-        return Lane(policy, network.fresh(parameters(policy)))
+        return _lane(policy, network, len(cmdp.cost_names))
 
     return jax.vmap(one)(jax.random.split(key, config.policies))
+
+
+def _lane(policy: GaussianPolicy, network: LearnedOptimizer, costs: int) -> Lane:
+    """A policy before its first update."""
+    x = parameters(policy)
+    return Lane(policy, network.fresh(x), jnp.zeros((costs, x.size), x.dtype), jnp.zeros((), x.dtype))
 
 
 def _meta_optimizer(config: Config) -> optax.GradientTransformation:

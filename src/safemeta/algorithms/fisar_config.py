@@ -27,15 +27,17 @@ class Config:
     initial_log_std: float = -0.5
     step: float = 0.05  # beta
     class_k: Shape = "linear"  # alpha
-    rate: float = 1.0  # slope of alpha: a violation falls to first order by the share rate * step per update
+    rate: float = 4.0  # slope of alpha: a violation falls to first order by the share rate * step per update
     class_k_scale: float = 1.0  # in units of the cost; no matter where alpha is linear
     metric: ProjectionMetric = "euclidean"  # "closed_form" is the paper's
-    margin: float = 0.1  # share of the limit that is kept as distance; 0 is the paper's
+    averaging: float = 0.9  # of the cost gradients over updates; 0 takes each batch's own, as the paper does
+    kl_radius: float = 0.01  # mean KL of one update at most; the paper has no such bound
+    margin: float = 0.2  # share of the limit that is kept as distance; 0 is the paper's
     units: int = 20  # of each LSTM layer [A]
     layers: int = 2  # [A]
     preprocessing: float | None = None  # p [A: 10]; None: the gradient enters as it is, over its root mean square
     output_scale: float = 0.02  # of the LSTM's output, which starts as a running mean of the gradient
-    learning_rate: float = 3e-3  # of Adam on the LSTM's weights
+    learning_rate: float = 1e-3  # of Adam on the LSTM's weights
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
@@ -46,7 +48,9 @@ class Config:
             raise ValueError(f"episodes must be at least 2, since each is the other's baseline, not {self.episodes}.")
         if self.meta_iterations < 0:
             raise ValueError(f"meta_iterations must not be negative, not {self.meta_iterations}.")
-        for name in ("step", "output_scale", "learning_rate"):
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must be at least 0 and below 1, not {self.averaging}.")
+        for name in ("step", "output_scale", "learning_rate", "kl_radius"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}.")

@@ -17,8 +17,8 @@ TASK = "point-mass"
 BATCH = {"tasks": 8, "episodes": 8, "hidden": (32, 32), "margin": 0.1}  # 64 episodes per update, for everybody
 WINDOW, SPAN = 10, 100
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "fisar": ("fisar", {**BATCH, "window": WINDOW, "span": SPAN}),
-    "projected gradient": ("projected-gradient", {**BATCH, "step": 1e-3}),
+    "fisar": ("fisar", {**BATCH, "margin": 0.2, "rate": 4.0, "window": WINDOW, "span": SPAN, "policies": 1}),
+    "projected gradient": ("projected-gradient", {**BATCH, "step": 3e-3}),
     "primal-dual": ("primal-dual", {**BATCH, "step": 3e-3, "multiplier_step": 0.1}),
     "cpo": ("cpo", BATCH),
 }

@@ -83,74 +83,61 @@ class QuadraticJob:
             "training": {"seconds": time.perf_counter() - began, "loss": losses.mean(1).tolist()},
         }
         with jax.enable_x64(True):
-            result["figure"] = self._figure(network, config, family, progress.part(0.3))
-            result["speeds"] = self._speeds(network, config, progress.part(0.3))
+            result |= self._judged(network, config, progress.part(0.6))
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, result)
 
-    def _figure(self, network: Any, config: Any, family: Any, reporter: Any) -> dict[str, Any]:
-        """Every optimizer on the same fresh problems."""
-        import jax
+    def _judged(self, network: Any, config: Any, reporter: Any) -> dict[str, Any]:
+        """Every optimizer on the same fresh problems; steps until solved, by size and start.
 
-        from safemeta.papers import fisar_qcqp as qcqp
-
-        budget = BUDGETS[self.budget]
-        network = qcqp.in_double(network)
-        tuning = qcqp.draw(family, jax.random.key(TUNING_SEED), budget.problems)
-        test = qcqp.draw(family, jax.random.key(TEST_SEED), budget.problems)
-        keeping = qcqp.learned_rule(network, config, class_k=qcqp.KEEPING, trials=qcqp.TRIALS)
-        runs: list[tuple[str, Any, Any, float]] = [
-            ("learned", qcqp.learned_rule(network, config), test.start, config.step),
-            ("learned, true constraints", keeping, test.start, config.step),
-            ("learned, true constraints, from inside", keeping, test.inside, config.step),
-            ("learned, from inside", qcqp.learned_rule(network, config), test.inside, config.step),
-        ]
-        for base in ("sgd", "adam"):
-            size, _ = qcqp.tuned(family, tuning, tuning.start, base, config, budget.steps)
-            runs.append((f"projected {base}", qcqp.projected_rule(base, config), test.start, size))
-        for base in qcqp.BASES:
-            size = qcqp.tuned_free(family, tuning, base, min(AT, budget.steps))
-            runs.append((f"{base} without constraints", qcqp.free_rule(base), test.start, size))
-        reporter.begin("Judging", len(runs))
-        found = {}
-        for index, (name, rule, start, size) in enumerate(runs, 1):
-            curves = qcqp.follow(family, test, start, rule, budget.steps, size)
-            found[name] = {"step": size, **summary(curves.objective, curves.violation, test.optimum)}
-            reporter.advance(index, {})
-        found["optimum"] = float(test.optimum.mean())
-        return found
-
-    def _speeds(self, network: Any, config: Any, reporter: Any) -> dict[str, Any]:
-        """Steps until solved, by size and start; baselines are tuned on other problems of the same size and start."""
+        Baselines are tuned on other problems, of the same size and with the same kind of start.
+        """
         import jax
 
         from safemeta.papers import fisar_qcqp as qcqp
         from safemeta.tasks.qcqp import QCQPFamily
 
-        budget = BUDGETS[self.budget]
-        network, found = qcqp.in_double(network), {}
-        reporter.begin("Comparing speeds", 6 * len(budget.sizes))
-        for size in budget.sizes:
+        budget, figure, speeds = BUDGETS[self.budget], {}, {}
+        network = qcqp.in_double(network)
+        sizes = budget.sizes if self.metric == "euclidean" else budget.sizes[:1]  # speeds are compared in one metric
+        reporter.begin("Judging", 3 * len(sizes) + 1 + len(qcqp.BASES))
+        done = 0
+        for size in sizes:
             family = QCQPFamily(size, self.constraints)
-            tuning = qcqp.draw(family, jax.random.key(TUNING_SEED + size), budget.problems)
             test = qcqp.draw(family, jax.random.key(TEST_SEED + size), budget.problems)
-            for place, tune_at, start in (
-                ("outside", tuning.start, test.start),
-                ("inside", tuning.inside, test.inside),
-            ):
-                rows: dict[str, Any] = {}
-                for method in ("learned", "sgd", "adam"):
-                    if method == "learned":
-                        rule, step = qcqp.learned_rule(network, config), config.step
-                    else:
-                        step, _ = qcqp.tuned(family, tuning, tune_at, method, config, budget.steps)
-                        rule = qcqp.projected_rule(method, config)
-                    curves = qcqp.follow(family, test, start, rule, budget.steps, step)
-                    needed = qcqp.steps_to_solve(curves, test.optimum)
-                    rows[method] = {"step": step, **solved(needed, budget.steps)}
-                    reporter.advance(len(found) * 3 + len(rows), {})
-                found[f"{size} {place}"] = rows
-        return found
+            tuning = qcqp.draw(family, jax.random.key(TUNING_SEED + size), budget.problems)
+            runs = {"learned": (config.step, config.step, qcqp.both_starts(
+                family, test, qcqp.learned_rule(network, config), budget.steps
+            ))}  # fmt: skip
+            reporter.advance(done := done + 1, {})
+            for base in ("sgd", "adam"):
+                runs[base] = qcqp.tuned(family, tuning, test, qcqp.projected_rule(base, config), budget.steps)
+                reporter.advance(done := done + 1, {})
+            for index, place in enumerate(("outside", "inside")):
+                rows = speeds[f"{size} {place}"] = {}
+                for method, run in runs.items():
+                    needed = qcqp.steps_to_solve(run[2][index], test.optimum)
+                    rows[method] = {"step": run[index], **solved(needed, budget.steps)}
+            if size > budget.sizes[0]:
+                continue
+            keeping = qcqp.learned_rule(network, config, class_k=qcqp.KEEPING, trials=qcqp.TRIALS)
+            kept = qcqp.both_starts(family, test, keeping, budget.steps)
+            reporter.advance(done := done + 1, {})
+            curves = {
+                "learned": (config.step, runs["learned"][2][0]),
+                "learned, from inside": (config.step, runs["learned"][2][1]),
+                "learned, true constraints": (config.step, kept[0]),
+                "learned, true constraints, from inside": (config.step, kept[1]),
+                "projected sgd": (runs["sgd"][0], runs["sgd"][2][0]),
+                "projected adam": (runs["adam"][0], runs["adam"][2][0]),
+            }
+            for base in qcqp.BASES:
+                curves[f"{base} without constraints"] = qcqp.tuned_free(family, tuning, test, base, budget.steps)
+                reporter.advance(done := done + 1, {})
+            for name, (step, found) in curves.items():
+                figure[name] = {"step": step, **summary(found.objective, found.violation, test.optimum)}
+            figure["optimum"] = float(test.optimum.mean())
+        return {"figure": figure, "speeds": speeds}
 
     def _settings(self) -> dict[str, Any]:
         return json.loads(json.dumps({**dataclasses.asdict(self), "amount": dataclasses.asdict(BUDGETS[self.budget])}))
