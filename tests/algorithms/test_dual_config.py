@@ -27,6 +27,7 @@ BAD = {
     "integral_gain": (-0.1, NAN, INFINITE),
     "worst_temperature": (0.0, -1.0, NAN),
     "validation_margin": (-0.1, 1.0, NAN),
+    "validation_every": (0,),
     "validation_tasks": (0,),
     "validation_episodes": (0,),
     "corner_episodes": (1,),

@@ -1,5 +1,6 @@
 """Steps after the end of an episode must not be learned from, whatever a simulator leaves there."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ def outcomes():
     def start(candidate):
         return candidate.__class__(policy, candidate.critics)
 
-    state = state.__class__(start(state.current), start(state.best), state.best_return, state.correction)
+    state = eqx.tree_at(lambda s: (s.current, s.best), state, (start(state.current), start(state.best)))
     run = quick_jit(lambda garbage: ALGORITHM.iterate(state, Padded(INNER, garbage), jax.random.key(1)))
     found = [run(jnp.asarray(garbage)) for garbage in (0.5, -1.5)]
     return [(after.current, metrics) for after, metrics in found]

@@ -76,9 +76,12 @@ def invariant_step(
         fraction = jnp.where(shorter, trial.fraction * shrink, trial.fraction)
         moved = jnp.where(shorter, 0, trial.moved)  # the correction of a longer step would be too much
         update = project_update(raw, gradients, -decrease - moved, metric=metric).update
-        excess = constraints(origin + fraction * update) - (values - fraction * decrease)
-        accepted = jnp.all(excess <= 0)  # false for anything that is not a number
-        more = jnp.where(accepted | ~(excess > 0), 0, _MORE * excess / fraction)
+        reached = constraints(origin + fraction * update)
+        excess = reached - (values - fraction * decrease)
+        # A bound that is met exactly must not be missed by rounding.
+        noise = 4 * jnp.finfo(excess.dtype).eps * (jnp.abs(reached) + jnp.abs(values) + jnp.abs(decrease))
+        accepted = jnp.all(excess <= noise)  # false for anything that is not a number
+        more = jnp.where(accepted | ~(excess > noise), 0, _MORE * excess / fraction)
         return _Trial(trial.tried + 1, fraction, moved + more, accepted)
 
     one = jnp.ones((), raw.dtype)
