@@ -92,6 +92,7 @@ def test_the_optimum_of_the_point_mass_is_bracketed(reference):
     assert reference.optimum(limit=100.0).share == 1
 
 
+@pytest.mark.slow
 def test_output_has_the_agreed_shape(baselines, capsys):
     options = "--case tabular-random --algorithm crpo --seeds 1 --iterations 1 --json"
     assert baselines.main(options.split()) == 0
