@@ -19,16 +19,16 @@ costs, limit over cost: at least 1 means that the limit is kept.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _table import Row, print_json
 from jaxtyping import Float
 from point_mass_optimum import optimum
 from scipy.special import ndtr
@@ -44,18 +44,6 @@ from safemeta.tasks.tabular_families import DISCOUNT, cmdp_of
 
 ALGORITHMS = ("trpo", "cpo", "crpo", "trpo-lagrangian", "ppo-lagrangian")
 MEASURED_EPISODES = 4000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -228,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
                     ratio = f"{row.ratio:8.4f}" if row.ratio is not None else " " * 8
                     print(f"{row.case:<58} {row.value:10.4f} {row.unit:<7}{ratio} {against}", flush=True)
     if options.json:
-        print(json.dumps({"benchmark": "baselines", "rows": [asdict(row) for row in table]}))
+        print_json("baselines", table)
     return 0
 
 

@@ -9,16 +9,15 @@ float32. Updates: the best of many runs, both programs in turn, so that other lo
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _table import Row, print_json
 
 from safemeta.algorithms.fisar import optimizer
 from safemeta.algorithms.fisar_meta import MetaConfig, meta_train
@@ -29,18 +28,6 @@ from safemeta.tasks.qcqp import QCQPFamily
 
 METRICS: tuple[ProjectionMetric, ...] = ("euclidean", "closed_form")
 BINDING = 0.3  # constraint values in units of gradient times update: both constraints are active
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than the peer."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 def update_rows(size: int, constraints: int, rounds: int) -> Iterator[Row]:
@@ -105,7 +92,7 @@ def main() -> None:
             peer = "" if row.peer is None else f"   {row.peer} {row.peer_value:,.3f}   ratio {row.ratio:.2f}"
             print(f"{row.case:70s} {row.value:10,.3f} {row.unit}{peer}", file=sys.stderr, flush=True)
     if arguments.json:
-        print(json.dumps({"benchmark": "fisar", "rows": [asdict(row) for row in rows]}))
+        print_json("fisar", rows)
 
 
 if __name__ == "__main__":

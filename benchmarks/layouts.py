@@ -6,13 +6,12 @@ repeat counts. The peer is what safemeta asks of itself: 50 ms.
 """
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+from _table import Row, print_json
 
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.mujoco import MujocoSimulator
@@ -20,18 +19,6 @@ from safemeta.tasks import make, names
 
 ROWS = 100
 ASKED = 50.0  # ms
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than asked."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str
-    peer_value: float
-    ratio: float
 
 
 def environment_of(world: Any) -> Any:
@@ -72,7 +59,7 @@ def main() -> int:
         parser.error("--repeats must be at least 1")
     table = [row for task in options.task if (row := measure(task, options.repeats)) is not None]
     if options.json:
-        print(json.dumps({"benchmark": "layouts", "rows": [asdict(row) for row in table]}))
+        print_json("layouts", table)
         return 0
     for row in table:
         print(f"{row.case:<58} {row.value:>7.1f} {row.unit}   asked: {row.peer_value:.0f} ms")

@@ -13,15 +13,15 @@ formula without the accumulation, and for no derivative of the inner steps at al
 """
 
 import argparse
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _table import Row, print_json
 from jaxtyping import Array, Float
 
 from safemeta.algorithms import bilevel, meta_cpo
@@ -34,18 +34,6 @@ from safemeta.solvers import trust_region_step
 from safemeta.tasks import make
 
 Vector = Float[Array, " parameters"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 def released_order(policy: GaussianPolicy) -> np.ndarray:
@@ -199,7 +187,7 @@ def main() -> int:
             table.append(Row(f"{case}, least", min(values), "cosine", "exact", 1.0, min(values)))
             table.append(Row(f"{case}, largest", max(values), "cosine", "exact", 1.0, max(values)))
     if options.json:
-        print(json.dumps({"benchmark": "meta_gradient", "rows": [asdict(row) for row in table]}))
+        print_json("meta_gradient", table)
         return 0
     for row in table:
         print(f"{row.case:<80} {row.value:8.4f} {row.unit}")

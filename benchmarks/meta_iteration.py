@@ -12,18 +12,18 @@ Times are the fastest of several runs; what the first call takes beyond that is 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from _table import Row, print_json
 
 from safemeta.algorithms import bilevel, cpo, dual, meta_cpo, trpo
 from safemeta.algorithms.bilevel import MetaData, meta_objective, outer_update
@@ -36,18 +36,6 @@ from safemeta.tasks import make
 RELEASED_SECONDS = 314.0  # per meta-iteration of the released code, sampling 188, updates 125
 OMNISAFE = {"point-circle-1": 109.0, "point-goal-1": 156.0}  # CPO, one thread, steps per second of training
 PAPER = replace(meta_cpo.RELEASED, tasks=5, inner_steps=5, hidden=(32, 16))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than the peer."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 def timed(run: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -207,7 +195,7 @@ def main() -> int:
     table = [row for name in options.only or cases for run in cases[name] for row in run()]
     table.append(Row("load average when started", load, "processes"))
     if options.json:
-        print(json.dumps({"benchmark": "meta_iteration", "rows": [asdict(row) for row in table]}))
+        print_json("meta_iteration", table)
         return 0
     for row in table:
         against = f"{row.ratio:10.2f} x {row.peer} ({row.peer_value:,.4g})" if row.ratio is not None else ""

@@ -15,17 +15,17 @@ apart.
 
 import argparse
 import importlib
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _table import Row, print_json
 from jaxtyping import Array, PRNGKeyArray
 
 from safemeta.nets import GaussianPolicy
@@ -87,18 +87,6 @@ ORIGINALS = {  # recorded on a quiet machine, one process, random actions
     "point-circle": Original("Safety-Gymnasium 1.0.0 without policy", 2700, POINT, 10),
     "realworld-cartpole": Original("dm_control 1.0.50 without policy", 4039, CARTPOLE, 1),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than the peer."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 class RandomPolicy(eqx.Module):
@@ -220,7 +208,7 @@ def main() -> int:
     if ORIGINALS.keys() & set(options.task) and not any(row.peer and row.peer.startswith("MuJoCo") for row in table):
         print("note: mujoco is not installed, so the physical comparison was left out", file=sys.stderr)
     if options.json:
-        print(json.dumps({"benchmark": "rollout", "rows": [asdict(row) for row in table]}))
+        print_json("rollout", table)
         return 0
     for row in table:
         against = f"{row.ratio:8.1f} x {row.peer} ({row.peer_value:,.0f})" if row.peer else ""

@@ -17,19 +17,18 @@ with those of the peers, so that a busy machine slows all.
 
 import argparse
 import importlib
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from _table import Row, print_json
 from mujoco import rollout
 
 from safemeta.core import Tasks, World
@@ -56,18 +55,6 @@ TASKS = (
 GYMNASIUM = {"half-cheetah": "HalfCheetah", "humanoid": "Humanoid", "hopper": "Hopper", "swimmer": "Swimmer"}
 POOL_STEPS = 50  # of EnvPool to a repeat, each of all rows
 SINGLE_STEPS = 500  # control steps of a single environment to a repeat
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than the peer."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 Timed = Callable[[], int]  # does something and returns how many steps that were
@@ -230,7 +217,7 @@ def main() -> int:
                 against = f"{row.ratio:8.2f} x {row.peer} ({row.peer_value:,.0f})"
                 print(f"{row.case:<50} {row.value:>10,.0f} {row.unit}{against}")
     if options.json:
-        print(json.dumps({"benchmark": "simulation", "rows": [asdict(row) for row in table]}))
+        print_json("simulation", table)
     return 0
 
 

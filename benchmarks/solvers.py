@@ -16,35 +16,22 @@ import argparse
 import importlib
 import importlib.util
 import itertools
-import json
 import os
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _table import Row, print_json
 
 from safemeta.solvers import fisher_vector_product, project_update, trust_region_step
 
 RADIUS = 0.01
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` above one means better than the peer."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 def compared(case: str, seconds: float, peer: str, peer_seconds: float | None) -> Row:
@@ -323,7 +310,7 @@ def main() -> None:
             ratio = "" if row.ratio is None else f"   {row.ratio:,.1f} times faster"
             print(f"{row.case:60s} {row.value:12,.3f} {row.unit}{peer}{theirs}{ratio}", file=sys.stderr, flush=True)
     if arguments.json:
-        print(json.dumps({"benchmark": "solvers", "rows": [asdict(row) for row in rows]}))
+        print_json("solvers", rows)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ No policy is sampled: values, visitation and extremes over all policies come fro
 """
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _near_optimality import bandit_families, rare_task, tabular_families
+from _table import Row, print_json
 from jaxtyping import Array, Float
 
 from safemeta.algorithms.dual_tabular import (
@@ -44,18 +44,6 @@ STEPS = 20
 # Quantities are of the order of 1 / (1 - discount) <= 10; the dual is solved to 7e-11 of its terms.
 TOLERANCE = 1e-9
 ROUNDING = 1e-10  # penalties of up to 1e5 multiply a divergence that is known to 1e-16
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `peer_value` is what the value is a part of, or is compared with."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -239,7 +227,7 @@ def main() -> int:
     jax.config.update("jax_enable_x64", True)
     table = list(checks(options.count, options.solver, options.families, options.seed))
     if options.json:
-        print(json.dumps({"benchmark": "theorems", "rows": [asdict(row) for row in table]}, default=float))
+        print_json("theorems", table)
         return 0
     for row in table:
         beside = f"   ({row.peer}: {row.peer_value:,.6g})" if row.peer_value is not None else ""

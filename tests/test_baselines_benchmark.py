@@ -1,12 +1,12 @@
 """The benchmark of baselines: its references hold in the tasks themselves, and its output has the agreed shape."""
 
-import importlib
 import json
-import sys
 
+import baselines
 import jax
 import jax.numpy as jnp
 import numpy as np
+import point_mass_optimum as reference
 import pytest
 from scipy.optimize import root
 from scipy.stats import norm
@@ -17,20 +17,7 @@ from safemeta.tasks.tabular import optimal_safe_policy, performance
 from safemeta.tasks.tabular_families import DISCOUNT, cmdp_of
 
 
-@pytest.fixture(scope="module")
-def baselines(repository):
-    """The benchmark as a module; its folder is on the path while it is imported, as when it is run."""
-    sys.path.insert(0, str(repository / "benchmarks"))
-    yield importlib.import_module("baselines")
-    sys.path.pop(0)
-
-
-@pytest.fixture(scope="module")
-def reference(baselines):
-    return importlib.import_module("point_mass_optimum")
-
-
-def test_probabilities_of_the_highest_score(baselines):
+def test_probabilities_of_the_highest_score():
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=(4, 2)), np.exp(rng.normal(size=(4, 2)))
     expected = norm.cdf((mean[:, 0] - mean[:, 1]) / np.sqrt((std**2).sum(1)))
@@ -41,7 +28,7 @@ def test_probabilities_of_the_highest_score(baselines):
     np.testing.assert_allclose(baselines.choice_probabilities(mean, std), counted, atol=6e-3)
 
 
-def test_gaussian_scores_come_as_near_as_one_likes_to_the_optimal_table(baselines):
+def test_gaussian_scores_come_as_near_as_one_likes_to_the_optimal_table():
     """The linear programme's policy mixes actions in some states: there are means that mix them in the same way."""
     tasks = make("tabular-random").sample(jax.random.key(0), 1)
     model = cmdp_of(tasks[0])
@@ -65,7 +52,7 @@ def test_gaussian_scores_come_as_near_as_one_likes_to_the_optimal_table(baseline
 
 
 @pytest.mark.parametrize("avoid", [False, True])
-def test_the_best_paths_are_the_tasks_own(reference, avoid):
+def test_the_best_paths_are_the_tasks_own(avoid):
     """The task, driven by the accelerations of the solution, has its positions, return and cost."""
     world = make("point-mass")
     path = reference.best_path(np.array(reference.START), avoid=avoid)
@@ -84,7 +71,7 @@ def test_the_best_paths_are_the_tasks_own(reference, avoid):
     assert avoid or path.cost > 3 * 2.0
 
 
-def test_the_optimum_of_the_point_mass_is_bracketed(reference):
+def test_the_optimum_of_the_point_mass_is_bracketed():
     found = reference.optimum()
     assert found.careful < found.safe < found.free <= found.free_above + 1e-3
     assert found.free_above - found.free < 0.01
@@ -92,8 +79,7 @@ def test_the_optimum_of_the_point_mass_is_bracketed(reference):
     assert reference.optimum(limit=100.0).share == 1
 
 
-@pytest.mark.slow
-def test_output_has_the_agreed_shape(baselines, capsys):
+def test_output_has_the_agreed_shape(capsys):
     options = "--case tabular-random --algorithm crpo --seeds 1 --iterations 1 --json"
     assert baselines.main(options.split()) == 0
     found = json.loads(capsys.readouterr().out)
@@ -116,7 +102,7 @@ def test_output_has_the_agreed_shape(baselines, capsys):
         ("point-mass", "trpo cpo trpo-lagrangian ppo-lagrangian"),  # not CRPO: results/baselines/README.md
     ],
 )
-def test_baselines_come_within_five_per_cent_of_the_optimum(baselines, capsys, case, algorithms):
+def test_baselines_come_within_five_per_cent_of_the_optimum(capsys, case, algorithms):
     options = ["--case", case, "--algorithm", *algorithms.split(), "--seeds", "1", "--json"]
     assert baselines.main(options) == 0
     for row in json.loads(capsys.readouterr().out)["rows"]:

@@ -1,18 +1,13 @@
 """The dual-method paper's theorems, exactly: some hundreds of random CMDPs, and cases where the text is false."""
 
 import itertools
-import sys
 from decimal import Decimal, localcontext
-from pathlib import Path
 
+import _near_optimality as near
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the same checks, for some thousands of CMDPs
-
-import _near_optimality as near
 import theorems
 
 from safemeta.algorithms.dual_tabular import adapt_exactly, theorem_penalties

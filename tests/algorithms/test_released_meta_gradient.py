@@ -1,18 +1,13 @@
 """The released Meta-CPO code's diagonal formula, against closed forms, and beside the exact meta-gradient."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import meta_gradient as released
 import numpy as np
 import pytest
 from toy_worlds import quick_jit, reach, with_mean_action
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import meta_gradient as released
 
 from safemeta.algorithms import bilevel
 from safemeta.algorithms.bilevel_config import BilevelConfig

@@ -25,6 +25,7 @@ from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
+from safemeta.algorithms.settings import init_policy
 from safemeta.algorithms.surrogate import Samples, make_samples, state_weight, surrogate
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
@@ -68,14 +69,7 @@ class Algorithm:
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
         policy_key, critic_key = jax.random.split(key)
-        policy = GaussianPolicy.create(
-            cmdp.observation_size,
-            cmdp.action_size,
-            policy_key,
-            hidden=self.config.hidden,
-            deviation=self.config.deviation,
-            initial_log_std=self.config.initial_log_std,
-        )
+        policy = init_policy(self.config, cmdp, policy_key)
         kept = None
         if self.config.keep_tasks:
             start = parameters(policy)

@@ -1,8 +1,17 @@
 """Settings of the bilevel loop; the named systems are choices among them."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from safemeta.algorithms.settings import (
+    at_least_one,
+    check_policy,
+    check_smoothing,
+    one_of,
+    positive,
+    share_of_limit,
+    zero_or_more,
+)
 
 Inner = Literal["cpo", "trpo", "crpo", "gradient", "dual"]
 Outer = Literal["cpo", "trpo", "switch", "nearest"]
@@ -18,7 +27,6 @@ CHOICES = {
     "sampling": ("ratio", "ignored"),
     "metric": ("fisher", "euclidean"),
     "critic": ("neural", "linear"),
-    "deviation": ("free", "state"),
 }
 
 
@@ -64,36 +72,16 @@ class BilevelConfig:
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
-        for name in (
-            "inner_steps",
-            "tasks",
-            "episodes",
-            "critic_steps",
-            "minibatch",
-            "cg_iterations",
-            "fisher_states",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
-        for name in ("damping", "penalty", "cost_kl_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
-        if not math.isfinite(self.initial_log_std):
-            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+            one_of(self, name, allowed)
+        at_least_one(
+            self, "inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations", "fisher_states"
+        )
+        positive(self, "inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")
+        zero_or_more(self, "damping", "penalty", "cost_kl_weight")
         if not 0 < self.outer_rate <= 1:
             raise ValueError(f"outer_rate is a share of a way: above 0 and at most 1, not {self.outer_rate}.")
         if self.keep_tasks and self.outer != "nearest":
             raise ValueError("keep_tasks needs outer = nearest: other outer steps ask what starting elsewhere changes.")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
-        if not 0 <= self.gae_smoothing <= 1:
-            raise ValueError(f"gae_smoothing must lie between 0 and 1, not {self.gae_smoothing}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        share_of_limit(self, "margin")
+        check_smoothing(self)
+        check_policy(self)

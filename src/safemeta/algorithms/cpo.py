@@ -6,7 +6,6 @@ that is measured is accumulated and added to what a step is asked to take back, 
 does. It rests while the step does all it can anyway (no feasible step: it only lowers the costs).
 """
 
-import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.on_policy import Batch, OnPolicyAlgorithm, State
+from safemeta.algorithms.settings import zero_or_more
 from safemeta.algorithms.trust_region import TrustRegionConfig, trust_region_update
 from safemeta.core import CMDP
 
@@ -30,8 +30,7 @@ class Config(TrustRegionConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         super().validate()
-        if not (math.isfinite(self.integral_gain) and self.integral_gain >= 0):
-            raise ValueError(f"integral_gain must be a number that is zero or more, not {self.integral_gain}.")
+        zero_or_more(self, "integral_gain")
 
 
 class CPOState(State):

@@ -26,6 +26,7 @@ from safemeta.algorithms.dual_adaptation import OUTCOME_NAMES, Evidence, adapt_o
 from safemeta.algorithms.dual_config import ITERATIONS, PRESETS, Config
 from safemeta.algorithms.dual_meta import MetaBatch, meta_step
 from safemeta.algorithms.estimation import episode_return, limited_costs
+from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, World
 from safemeta.nets import GaussianPolicy
 
@@ -69,14 +70,7 @@ class Algorithm:
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
         policy_key, critic_key = jax.random.split(key)
-        policy = GaussianPolicy.create(
-            cmdp.observation_size,
-            cmdp.action_size,
-            policy_key,
-            hidden=self.config.hidden,
-            deviation=self.config.deviation,
-            initial_log_std=self.config.initial_log_std,
-        )
+        policy = init_policy(self.config, cmdp, policy_key)
         start = Candidate(policy, init_critic(self.config, cmdp, critic_key))
         nothing = jnp.zeros(len(cmdp.cost_names))
         unchecked = Validation(jnp.zeros(()), nothing, jnp.zeros((), bool))

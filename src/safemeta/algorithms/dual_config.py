@@ -1,8 +1,17 @@
 """Settings of the dual method, and the two that have names."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
+
+from safemeta.algorithms.settings import (
+    at_least_one,
+    check_policy,
+    check_smoothing,
+    one_of,
+    positive,
+    share_of_limit,
+    zero_or_more,
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,9 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
-        for name in (
+            one_of(self, name, choices)
+        at_least_one(
+            self,
             "tasks",
             "episodes",
             "validation_every",
@@ -81,46 +90,23 @@ class Config:
             "adapt_critic_steps",
             "minibatch",
             "cg_iterations",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        )
         for name in ("cross_fit", "meta_cross_fit"):
             if getattr(self, name) and self.episodes < 2:
                 raise ValueError(f"{name} needs at least 2 episodes per policy; got episodes = 1.")
         if not 0 <= self.corner_tasks <= self.tasks:
             raise ValueError(f"corner_tasks must lie between 0 and tasks = {self.tasks}, not {self.corner_tasks}.")
-        for name in (
-            "kl_limit",
-            "meta_kl",
-            "kl_weight",
-            "worst_temperature",
-            "critic_learning_rate",
-            "fit_learning_rate",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
-        for name in ("margin", "meta_margin", "validation_margin"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share of the limit: at least 0 and below 1, not {getattr(self, name)}.")
-        for name in ("lowering", "cost_kl_weight", "slack", "damping"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
-        if not math.isfinite(self.initial_log_std):
-            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
+        positive(
+            self, "kl_limit", "meta_kl", "kl_weight", "worst_temperature", "critic_learning_rate", "fit_learning_rate"
+        )
+        share_of_limit(self, "margin", "meta_margin", "validation_margin")
+        zero_or_more(self, "lowering", "cost_kl_weight", "slack", "damping", "cost_episodes", "integral_gain")
         if self.fisher_states < 10:
             raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
         if self.corner_episodes < 2:
             raise ValueError(f"corner_episodes must be at least 2 for a standard error, not {self.corner_episodes}.")
-        for name in ("cost_episodes", "integral_gain"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
-        if not 0 <= self.gae_smoothing <= 1:
-            raise ValueError(f"gae_smoothing must lie between 0 and 1, not {self.gae_smoothing}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        check_smoothing(self)
+        check_policy(self)
 
 
 # What the settings that are words may be, from their types.

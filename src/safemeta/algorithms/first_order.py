@@ -4,10 +4,10 @@ What FISAR (Sun, Kim, How) is compared with: the same estimates, with a fixed ru
 One policy for a task or a family, one update per batch of fresh episodes.
 """
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -18,6 +18,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.estimation import episode_return, limited_costs
 from safemeta.algorithms.score_function import divergence, score_estimate
+from safemeta.algorithms.settings import (
+    at_least_one,
+    check_pairs,
+    check_policy,
+    init_policy,
+    one_of,
+    positive,
+    share_of_limit,
+    zero_or_more,
+)
 from safemeta.core import CMDP, World
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
 from safemeta.solvers import safe_projection
@@ -42,22 +52,12 @@ class FirstOrderConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
-        if self.tasks < 1:
-            raise ValueError(f"tasks must be at least 1, not {self.tasks}.")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be at least 2, since each is the other's baseline, not {self.episodes}.")
-        if not (math.isfinite(self.step) and self.step > 0):
-            raise ValueError(f"step must be a positive number, not {self.step}.")
-        if not math.isfinite(self.initial_log_std):
-            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
-        if self.rule not in RULES:
-            raise ValueError(f"rule must be 'gradient' or 'adam', not '{self.rule}'.")
-        if self.deviation not in ("free", "state"):
-            raise ValueError(f"deviation must be 'free' or 'state', not '{self.deviation}'.")
+        at_least_one(self, "tasks")
+        check_pairs(self)
+        positive(self, "step")
+        share_of_limit(self, "margin")
+        one_of(self, "rule", tuple(RULES))
+        check_policy(self)
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class ProjectedConfig(FirstOrderConfig):
         super().validate()
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], not {self.rate}.")
-        if self.metric not in ("euclidean", "closed_form"):
-            raise ValueError(f"metric must be 'euclidean' or 'closed_form', not '{self.metric}'.")
+        one_of(self, "metric", get_args(ProjectionMetric))
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,8 @@ class PrimalDualConfig(FirstOrderConfig):
 
     def validate(self) -> None:
         super().validate()
-        if not (math.isfinite(self.multiplier_step) and self.multiplier_step > 0):
-            raise ValueError(f"multiplier_step must be a positive number, not {self.multiplier_step}.")
-        if not (math.isfinite(self.initial_multiplier) and self.initial_multiplier >= 0):
-            raise ValueError(f"initial_multiplier must be zero or a positive number, not {self.initial_multiplier}.")
+        positive(self, "multiplier_step")
+        zero_or_more(self, "initial_multiplier")
 
 
 class State(eqx.Module):
@@ -97,7 +94,7 @@ class State(eqx.Module):
     rule: Any
 
 
-class FirstOrderAlgorithm:
+class FirstOrderAlgorithm(ABC):
     """The loop; `transformation(costs)` takes the gradient of minus the return, and the costs as extra arguments."""
 
     config: Any  # the subclass's own
@@ -106,18 +103,11 @@ class FirstOrderAlgorithm:
         self.config = config
         config.validate()
 
-    def transformation(self, costs: int) -> optax.GradientTransformationExtraArgs:
-        raise NotImplementedError
+    @abstractmethod
+    def transformation(self, costs: int) -> optax.GradientTransformationExtraArgs: ...
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
-        policy = GaussianPolicy.create(
-            cmdp.observation_size,
-            cmdp.action_size,
-            key,
-            hidden=self.config.hidden,
-            deviation=self.config.deviation,
-            initial_log_std=self.config.initial_log_std,
-        )
+        policy = init_policy(self.config, cmdp, key)
         return State(policy, self.transformation(len(cmdp.cost_names)).init(parameters(policy)))
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:

@@ -27,6 +27,7 @@ from safemeta.algorithms.estimation import episode_return
 from safemeta.algorithms.fisar_config import Config
 from safemeta.algorithms.fisar_optimizer import direction, learned, optimizer
 from safemeta.algorithms.score_function import ScoreEstimate, divergence, score_estimate
+from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy, LearnedOptimizer, Memory, parameters, with_parameters
 from safemeta.solvers import OUTCOME_NAMES, Projection
@@ -334,14 +335,7 @@ def _network(config: Config, key: PRNGKeyArray) -> LearnedOptimizer:
 
 def _fresh_lanes(config: Config, cmdp: CMDP, network: LearnedOptimizer, key: PRNGKeyArray) -> Lane:
     def one(key: PRNGKeyArray) -> Lane:
-        policy = GaussianPolicy.create(
-            cmdp.observation_size,
-            cmdp.action_size,
-            key,
-            hidden=config.hidden,
-            deviation=config.deviation,
-            initial_log_std=config.initial_log_std,
-        )
+        policy = init_policy(config, cmdp, key)
         return _lane(policy, network, len(cmdp.cost_names))
 
     return jax.vmap(one)(jax.random.split(key, config.policies))

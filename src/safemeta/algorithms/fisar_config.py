@@ -1,10 +1,10 @@
 """Settings of `fisar` on task families."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from safemeta.algorithms.class_k import ClassK, Shape
+from safemeta.algorithms.settings import at_least_one, check_pairs, check_policy, one_of, positive, share_of_limit
 from safemeta.solvers.projection import ProjectionMetric
 
 
@@ -41,31 +41,18 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
-        for name in ("tasks", "policies", "window", "span", "units", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be at least 2, since each is the other's baseline, not {self.episodes}.")
+        at_least_one(self, "tasks", "policies", "window", "span", "units", "layers")
+        check_pairs(self)
         if self.meta_iterations < 0:
             raise ValueError(f"meta_iterations must not be negative, not {self.meta_iterations}.")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging must be at least 0 and below 1, not {self.averaging}.")
-        for name in ("step", "output_scale", "learning_rate", "kl_radius"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
-        if not math.isfinite(self.initial_log_std):
-            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        positive(self, "step", "output_scale", "learning_rate", "kl_radius")
+        share_of_limit(self, "margin")
+        one_of(self, "metric", get_args(ProjectionMetric))
+        check_policy(self)
         if self.span % self.window:
             raise ValueError(f"span must be a multiple of window, not {self.span} and {self.window}.")
-        if self.metric not in get_args(ProjectionMetric):
-            raise ValueError(f"metric must be 'euclidean' or 'closed_form', not '{self.metric}'.")
-        if self.deviation not in ("free", "state"):
-            raise ValueError(f"deviation must be 'free' or 'state', not '{self.deviation}'.")
         if self.alpha.rate * self.step > 1:
             raise ValueError(f"rate * step must be at most 1, or steps cross the limit; it is {self.rate * self.step}.")
 

@@ -6,7 +6,6 @@ shrinks while it is below. The policy's objective is divided by `1 + sum_i lambd
 is and its size bounded (Stooke, Achiam, Abbeel 2020, section 5; so do OmniSafe and Safety Starter Agents).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from safemeta.algorithms.settings import one_of, positive, zero_or_more
 from safemeta.algorithms.surrogate import Samples
 
 
@@ -36,16 +36,9 @@ class LagrangeConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
-        if self.multiplier_update not in ("adam", "gradient"):
-            raise ValueError(f"multiplier_update must be one of adam, gradient, not {self.multiplier_update!r}.")
-        for name in ("multiplier_learning_rate", "largest_multiplier"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
-        for name in ("initial_multiplier", "multiplier_damping"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is zero or more, not {value}.")
+        one_of(self, "multiplier_update", ("adam", "gradient"))
+        positive(self, "multiplier_learning_rate", "largest_multiplier")
+        zero_or_more(self, "initial_multiplier", "multiplier_damping")
         if self.initial_multiplier > self.largest_multiplier:
             raise ValueError(
                 f"initial_multiplier must not exceed largest_multiplier, {self.largest_multiplier}; "
@@ -79,6 +72,14 @@ def advance(config: LagrangeConfig, multipliers: Multipliers, violations: Float[
         move = config.multiplier_learning_rate * violations
     value: Any = optax.apply_updates(multipliers.value, move)
     return Multipliers(jnp.clip(value, 0, config.largest_multiplier), optimizer)
+
+
+def priced(
+    config: LagrangeConfig, multipliers: Multipliers, samples: Samples, violations: Float[Array, " costs"]
+) -> tuple[Multipliers, Samples]:
+    """The next multipliers, and the samples whose objective is the Lagrangian at their prices."""
+    following = advance(config, multipliers, violations)
+    return following, lagrangian(config, samples, prices(config, following, violations))
 
 
 def prices(

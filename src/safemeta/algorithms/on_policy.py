@@ -4,7 +4,6 @@ An iteration draws tasks, collects episodes, estimates advantages by critics as 
 step, and only then fits the critics and the observation normaliser to the batch. A learner is its `step`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -16,6 +15,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.estimation import episode_return, limited_costs
+from safemeta.algorithms.settings import (
+    at_least_one,
+    check_policy,
+    check_smoothing,
+    init_policy,
+    one_of,
+    positive,
+    share_of_limit,
+)
 from safemeta.algorithms.surrogate import Samples, StateWeighting, make_samples
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy
@@ -40,27 +48,12 @@ class OnPolicyConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
-        for name in ("tasks", "episodes", "critic_steps", "minibatch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        self._must_be_positive("critic_learning_rate")
-        if self.reward_weighting not in get_args(StateWeighting):
-            allowed = ", ".join(get_args(StateWeighting))
-            raise ValueError(f"reward_weighting must be one of {allowed}, not {self.reward_weighting!r}.")
-        if not math.isfinite(self.initial_log_std):
-            raise ValueError(f"initial_log_std must be a finite number, not {self.initial_log_std}.")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is a share of the limit: at least 0 and below 1, not {self.margin}.")
-        if not 0 <= self.gae_smoothing <= 1:
-            raise ValueError(f"gae_smoothing must lie between 0 and 1, not {self.gae_smoothing}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
-
-    def _must_be_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
+        at_least_one(self, "tasks", "episodes", "critic_steps", "minibatch")
+        positive(self, "critic_learning_rate")
+        one_of(self, "reward_weighting", get_args(StateWeighting))
+        share_of_limit(self, "margin")
+        check_smoothing(self)
+        check_policy(self)
 
 
 class State(eqx.Module):
@@ -91,14 +84,7 @@ class OnPolicyAlgorithm:
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> Any:
         policy_key, critic_key = jax.random.split(key)
-        policy = GaussianPolicy.create(
-            cmdp.observation_size,
-            cmdp.action_size,
-            policy_key,
-            hidden=self.config.hidden,
-            deviation=self.config.deviation,
-            initial_log_std=self.config.initial_log_std,
-        )
+        policy = init_policy(self.config, cmdp, policy_key)
         return State(policy, init_critic(self.config, cmdp, critic_key))
 
     def iterate(self, state: Any, world: World, key: PRNGKeyArray) -> tuple[Any, Metrics]:

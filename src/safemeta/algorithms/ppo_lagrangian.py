@@ -14,15 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.critics import drawn_rows
-from safemeta.algorithms.lagrange import (
-    LagrangeConfig,
-    Multipliers,
-    advance,
-    init_multipliers,
-    lagrangian,
-    prices,
-)
+from safemeta.algorithms.lagrange import LagrangeConfig, Multipliers, init_multipliers, priced
 from safemeta.algorithms.on_policy import Batch, OnPolicyAlgorithm, OnPolicyConfig, State
+from safemeta.algorithms.settings import at_least_one, positive
 from safemeta.algorithms.surrogate import Samples
 from safemeta.core import CMDP
 from safemeta.nets import DiagonalGaussian, GaussianPolicy, parameters, with_parameters
@@ -44,9 +38,8 @@ class Config(OnPolicyConfig, LagrangeConfig):
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         OnPolicyConfig.validate(self)
         LagrangeConfig.validate(self)
-        if self.policy_steps < 1:
-            raise ValueError(f"policy_steps must be at least 1, not {self.policy_steps}.")
-        self._must_be_positive("policy_learning_rate", "kl_limit", "largest_gradient")
+        at_least_one(self, "policy_steps")
+        positive(self, "policy_learning_rate", "kl_limit", "largest_gradient")
         if not 0 < self.clip < 1:
             raise ValueError(f"clip must lie strictly between 0 and 1, not {self.clip}.")
 
@@ -60,9 +53,7 @@ class PPOState(State):
 
 def step(config: Config, state: PPOState, batch: Batch, key: PRNGKeyArray) -> tuple[PPOState, Metrics]:
     """Multipliers first, then the policy at the new prices."""
-    multipliers = advance(config, state.multipliers, batch.violations)
-    price = prices(config, multipliers, batch.violations)
-    samples = lagrangian(config, batch.samples, price)
+    multipliers, samples = priced(config, state.multipliers, batch.samples, batch.violations)
     policy, optimizer, metrics = clipped_update(config, state.policy, state.optimizer, samples, key)
     following = eqx.tree_at(lambda s: (s.policy, s.multipliers, s.optimizer), state, (policy, multipliers, optimizer))
     return following, metrics | {"multiplier": multipliers.value}

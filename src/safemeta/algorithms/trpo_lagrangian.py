@@ -6,14 +6,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.lagrange import (
-    LagrangeConfig,
-    Multipliers,
-    advance,
-    init_multipliers,
-    lagrangian,
-    prices,
-)
+from safemeta.algorithms.lagrange import LagrangeConfig, Multipliers, init_multipliers, priced
 from safemeta.algorithms.on_policy import Batch, OnPolicyAlgorithm, State
 from safemeta.algorithms.trust_region import TrustRegionConfig, trust_region_update
 from safemeta.core import CMDP
@@ -39,9 +32,7 @@ class LagrangianState(State):
 
 def step(config: Config, state: LagrangianState, batch: Batch, key: PRNGKeyArray) -> tuple[LagrangianState, Metrics]:
     """Multipliers first, then the policy at the new prices."""
-    multipliers = advance(config, state.multipliers, batch.violations)
-    price = prices(config, multipliers, batch.violations)
-    samples = lagrangian(config, batch.samples, price)
+    multipliers, samples = priced(config, state.multipliers, batch.samples, batch.violations)
     policy, metrics = trust_region_update(config, state.policy, samples, batch.violations[:0])
     following = eqx.tree_at(lambda s: (s.policy, s.multipliers), state, (policy, multipliers))
     return following, metrics | {"multiplier": multipliers.value}

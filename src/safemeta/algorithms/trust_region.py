@@ -1,6 +1,5 @@
 """One step within a trust region, up an objective and subject to any small number of costs: TRPO, CPO and their kin."""
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.directions import constrained_step, directions
 from safemeta.algorithms.on_policy import OnPolicyConfig
+from safemeta.algorithms.settings import at_least_one, positive, zero_or_more
 from safemeta.algorithms.surrogate import (
     Samples,
     Surrogate,
@@ -36,12 +36,9 @@ class TrustRegionConfig(OnPolicyConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         super().validate()
-        for name in ("cg_iterations", "fisher_states"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        self._must_be_positive("kl_radius")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be a number that is zero or more, not {self.damping}.")
+        at_least_one(self, "cg_iterations", "fisher_states")
+        positive(self, "kl_radius")
+        zero_or_more(self, "damping")
         if self.cross_fit and self.episodes < 2:
             raise ValueError("cross_fit needs at least 2 episodes per task; got episodes = 1.")
 

@@ -9,6 +9,7 @@ changes by `change k` or more (from 0 in the first step).
 # pyright: reportAttributeAccessIssue=false
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +55,7 @@ def touches(model: Any, data: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class RealWorld:
+class RealWorld(ABC):
     """What the three share: a `safemeta.sim.mujoco.MujocoEnvironment` but for what is seen, paid and checked.
 
     `constraints` are the costs, in this order. With `observe_constraints` the observation ends with 1 for each that is
@@ -95,20 +96,20 @@ class RealWorld:
     def model(self) -> Any:
         return self.spec().compile()
 
-    def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[State, Placement]:
-        raise NotImplementedError
+    @abstractmethod
+    def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[State, Placement]: ...
 
+    @abstractmethod
     def observe(self, reading: Reading) -> Float[Array, " seen"]:
         """What is seen, without constraints, in the suite's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reward(self, reading: Reading, control: Float[Array, " action"]) -> Float[Array, ""]:
         """dm_control's reward for walking, in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def checks(self, k: Float[Array, ""], reading: Reading) -> Checks:
         """Which constraints on the state are satisfied."""
-        raise NotImplementedError
 
     def begin(
         self, parameters: Parameters, state: State, reading: Reading

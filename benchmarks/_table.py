@@ -1,0 +1,22 @@
+"""What a benchmark prints: one line for each case, beside a peer where there is one."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `ratio` above one means better than the peer."""
+
+    case: str
+    value: float
+    unit: str
+    peer: str | None = None
+    peer_value: float | None = None
+    ratio: float | None = None
+
+
+def print_json(benchmark: str, rows: Iterable[Row]) -> None:
+    """All rows as one JSON object."""
+    print(json.dumps({"benchmark": benchmark, "rows": [asdict(row) for row in rows]}, default=float))
