@@ -25,6 +25,7 @@ from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
+from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.settings import init_policy
 from safemeta.algorithms.surrogate import Samples, make_samples, state_weight, surrogate
 from safemeta.core import CMDP, Tasks, Trajectory, World
@@ -132,8 +133,8 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         "return_after": episode_return(after).mean(),
         "largest_cost_before": before_costs[:, 0].max(),
         "largest_cost_after": after_costs[:, 0].max(),
-        "cost_before": before_costs[:, 0].mean(),
-        "cost_after": after_costs[:, 0].mean(),
+        "cost_before": before_costs.mean(0),
+        "cost_after": after_costs.mean(0),
         "limit": tasks.limits[0, 0],
         "inner_kl": facts["kl"].mean(),
         "inner_accepted": facts["accepted"].mean(),
@@ -141,11 +142,8 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         "log_std": policy.network.log_std.mean(),
         **outer_facts,
     }
-    for index, name in enumerate(cmdp.cost_names[1:], 1):
-        metrics[f"cost_before/{name}"] = before_costs[:, index].mean()
-        metrics[f"cost_after/{name}"] = after_costs[:, index].mean()
     kept = None if state.kept is None else Kept(state.kept.key, x)
-    return State(policy, critics, kept), metrics
+    return State(policy, critics, kept), named(cmdp, metrics)
 
 
 def _collect(

@@ -26,6 +26,7 @@ from safemeta.algorithms.dual_adaptation import OUTCOME_NAMES, Evidence, adapt_o
 from safemeta.algorithms.dual_config import ITERATIONS, PRESETS, Config
 from safemeta.algorithms.dual_meta import MetaBatch, meta_step
 from safemeta.algorithms.estimation import episode_return, limited_costs
+from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, World
 from safemeta.nets import GaussianPolicy
@@ -152,8 +153,8 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     metrics = {
         "return_before": episode_return(before).mean(),
         "return_after": episode_return(after).mean(),
-        "largest_cost_before": before_costs[:, 0].max(),
-        "largest_cost_after": after_costs[:, 0].max(),
+        "largest_cost_before": before_costs.max(0),
+        "largest_cost_after": after_costs.max(0),
         "cost_before": before_costs[:, 0].mean(),
         "cost_after": after_costs[:, 0].mean(),
         "limit": tasks.limits[0, 0],
@@ -165,10 +166,7 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
         "log_std": policy.network.log_std.mean(),
         **step_metrics,
     }
-    for index, name in enumerate(cmdp.cost_names[1:], 1):
-        metrics[f"largest_cost_before/{name}"] = before_costs[:, index].max()
-        metrics[f"largest_cost_after/{name}"] = after_costs[:, index].max()
-    return State(following, best, best_return, correction, checked, iteration), metrics
+    return State(following, best, best_return, correction, checked, iteration), named(cmdp, metrics)
 
 
 def _draw(config: Config, world: World, key: PRNGKeyArray) -> Tasks:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.estimation import episode_return, limited_costs
+from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.score_function import divergence, score_estimate
 from safemeta.algorithms.settings import (
     at_least_one,
@@ -202,14 +203,12 @@ def _iterate(
     policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.merge(rows.observation, rows.valid))
     metrics = {
         "return": episode_return(rows).mean(),
-        "cost": found.costs[0],
         "largest_cost": limited_costs(rows, cmdp).mean(1)[:, 0].max(),
         "limit": tasks.limits[0, 0],
         "gradient_length": jnp.linalg.norm(found.return_gradient),
         "step_length": jnp.linalg.norm(jnp.asarray(updates)),
         "kl": divergence(policy, state.policy, rows),
         "log_std": policy.network.log_std.mean(),
+        **named(cmdp, {"cost": found.costs}),
     }
-    for index, name in enumerate(cmdp.cost_names[1:], 1):
-        metrics[f"cost/{name}"] = found.costs[index]
     return State(policy, rule), metrics

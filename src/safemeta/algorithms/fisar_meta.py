@@ -7,9 +7,8 @@ with f to be minimised (the paper maximises J = -f). The projection is part of t
 constants (truncated backpropagation, as in Andrychowicz et al. 2016).
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import equinox as eqx
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.class_k import ClassK
 from safemeta.algorithms.fisar_optimizer import direction
+from safemeta.algorithms.settings import at_least_one, one_of, positive
 from safemeta.nets import LearnedOptimizer, Memory
 from safemeta.solvers.projection import ProjectionMetric
 
@@ -60,17 +60,11 @@ class MetaConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
-        for name in ("units", "layers", "batch", "span", "window", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("step", "learning_rate", "clip", "output_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}.")
+        at_least_one(self, "units", "layers", "batch", "span", "window", "iterations")
+        positive(self, "step", "learning_rate", "clip", "output_scale")
         if self.span % self.window:
             raise ValueError(f"span must be a multiple of window, not {self.span} and {self.window}.")
-        if self.weighting not in ("uniform", "relative"):
-            raise ValueError(f"weighting must be 'uniform' or 'relative', not '{self.weighting}'.")
+        one_of(self, "weighting", get_args(Weighting))
 
 
 class Lane(eqx.Module):
