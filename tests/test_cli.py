@@ -1,9 +1,9 @@
 """The command line when it is used rightly."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -146,10 +146,11 @@ def test_jax_is_imported_late(arguments, code):
 )
 def test_it_starts_at_once(command, seconds):
     taken = []
-    for _ in range(5):  # the best of five: other work on the machine is not ours to measure
-        began = time.perf_counter()
+    for _ in range(5):  # the best of five, in processor time: other work on the machine is not ours to measure
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if taken[-1] < seconds:
             return
     raise AssertionError(f"{' '.join(command)} took {min(taken):.2f} s")

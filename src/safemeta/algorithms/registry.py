@@ -114,6 +114,17 @@ ALGORITHMS: dict[str, Entry] = {
             meta=True,
         ),
         Entry(
+            "fac-sis",
+            "FAC-SIS: a safety certificate and a policy that keeps to it in every state, learned together",
+            "safemeta.algorithms.fac_sis",
+        ),
+        Entry(
+            "fac",
+            "FAC: soft actor-critic that keeps to a fixed safety index in every state",
+            "safemeta.algorithms.fac_sis",
+            algorithm="Fac",
+        ),
+        Entry(
             "projected-gradient",
             "FISAR's projection of a plain gradient step: one policy for the family",
             "safemeta.algorithms.first_order",

@@ -3,17 +3,23 @@
 from safemeta.core.advantages import discounted_returns, generalized_advantage
 from safemeta.core.cmdp import CMDP, LimitOn, Policy, Tasks, World, violated
 from safemeta.core.elimination import solve_without_pivots
+from safemeta.core.interaction import Agent, Look, Moment, Signals, Transition
 from safemeta.core.normalizer import Normalizer
 from safemeta.core.trajectory import Performance, Trajectory
 
 __all__ = [
     "CMDP",
+    "Agent",
     "LimitOn",
+    "Look",
+    "Moment",
     "Normalizer",
     "Performance",
     "Policy",
+    "Signals",
     "Tasks",
     "Trajectory",
+    "Transition",
     "World",
     "discounted_returns",
     "generalized_advantage",

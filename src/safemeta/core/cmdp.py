@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from safemeta.core.interaction import Agent
 from safemeta.core.trajectory import Performance, Trajectory
 
 LimitOn = Literal["discounted", "undiscounted", "per_step"]
@@ -19,6 +20,9 @@ class CMDP:
 
     `limit_on` is the unit of every limit: `"discounted"` bounds `E[sum_t discount^t c_t]`,
     `"undiscounted"` bounds `E[sum_t c_t]` over one episode, `"per_step"` bounds the mean cost of a step.
+
+    `signals` names what a world tells an `Agent` beside the observation, and its shape. `clearance` `[obstacles, 2]`:
+    distance (m) to each obstacle and its rate (m / s); a row is safe while no distance is below `safe_distance` (m).
     """
 
     observation_size: int
@@ -28,6 +32,8 @@ class CMDP:
     limits: tuple[float, ...]
     discount: float = 0.99
     limit_on: LimitOn = "discounted"
+    signals: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    safe_distance: float | None = None
 
     def cost_weights(self, dtype: Any = jnp.float32) -> Float[Array, " time"]:
         """Weights `w_t` such that the limited quantity of an episode is `sum_t w_t c_t`."""
@@ -99,6 +105,10 @@ class World(Protocol):
     def measure(
         self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
     ) -> Performance: ...
+
+    def interact(self, agent: Agent, state: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> tuple[Any, Any]:
+        """One episode in each row, step by step with an agent: its last state, and its records `[time, ...]`."""
+        ...
 
 
 def violated(costs: Float[Array, "*batch costs"], limits: Float[Array, "*batch costs"]) -> Bool[Array, "*batch"]:

@@ -25,14 +25,19 @@ class Linear(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """Tanh hidden layers and a linear output; hidden gain sqrt(2), output gain as given."""
+    """Hidden layers (tanh, unless said) and a linear output; hidden gain sqrt(2), output gain as given."""
 
     layers: tuple[Linear, ...]
     activation: Callable[[Array], Array] = eqx.field(static=True, default=jnp.tanh)
 
     @staticmethod
     def create(
-        inputs: int, outputs: int, hidden: tuple[int, ...], key: PRNGKeyArray, output_gain: float = 1.0
+        inputs: int,
+        outputs: int,
+        hidden: tuple[int, ...],
+        key: PRNGKeyArray,
+        output_gain: float = 1.0,
+        activation: Callable[[Array], Array] = jnp.tanh,
     ) -> "MLP":
         sizes = (inputs, *hidden, outputs)
         gains = (2**0.5,) * len(hidden) + (output_gain,)
@@ -41,7 +46,8 @@ class MLP(eqx.Module):
             tuple(
                 Linear.create(before, after, gain, k)
                 for before, after, gain, k in zip(sizes[:-1], sizes[1:], gains, keys, strict=True)
-            )
+            ),
+            activation,
         )
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:

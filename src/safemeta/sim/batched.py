@@ -6,7 +6,7 @@ scan, so that algorithms can be compiled whole, whatever steps their tasks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,32 +14,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
-from safemeta.core import CMDP, Performance, Tasks, Trajectory
+from safemeta.core import CMDP, Agent, Performance, Tasks, Trajectory
 from safemeta.sim.failures import raise_pending
-from safemeta.sim.step import Family, Parameters, Step
-
-
-class Simulator(Protocol):
-    """Steps all rows together. Must be hashable: it is a static argument of compiled functions.
-
-    `step` receives the actions as they were sampled and clips them itself. Rows that are not `alive` have ended:
-    what is returned for them is thrown away, and a simulator may leave them as they are. `finish` is called once
-    after the last step. `episodes` is the number of rows of each task.
-    """
-
-    def reset(
-        self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
-    ) -> tuple[PyTree[Array], Float[Array, "rows observation"]]: ...
-
-    def step(
-        self,
-        parameters: Parameters,
-        state: PyTree[Array],
-        action: Float[Array, "rows action"],
-        alive: Bool[Array, " rows"],
-    ) -> tuple[PyTree[Array], Step]: ...
-
-    def finish(self, state: PyTree[Array]) -> None: ...
+from safemeta.sim.interaction import interact
+from safemeta.sim.step import Family, Parameters, Simulator, Step, where_alive
 
 
 @dataclass(frozen=True)
@@ -88,6 +66,10 @@ class BatchedWorld:
     ) -> Performance:
         """Totals of the episodes that `collect` would store with the same key: `[tasks, episodes, ...]`."""
         return _settled(_measure(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
+
+    def interact(self, agent: Agent, state: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> tuple[Any, Any]:
+        """One episode in each row, step by step with an agent: its last state, and its records `[time, ...]`."""
+        return _settled(interact(self.cmdp, self.simulator, agent, state, tasks, key, episodes))
 
 
 def _settled(result: Any) -> Any:
@@ -182,11 +164,6 @@ def _masked_step(
 
     shapes = jax.eval_shape(go, state)[1:]
     return jax.lax.cond(jnp.any(alive), go, stand, state)
-
-
-def where_alive(alive: Bool[Array, " rows"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
-    """Per row: the leaves of `new` where it is alive, else those of `old`."""
-    return jax.tree.map(lambda n, o: jnp.where(alive.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
 
 def _rows(

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from safemeta.core import CMDP, Performance, Tasks, Trajectory
+from safemeta.core import CMDP, Agent, Performance, Tasks, Trajectory
+from safemeta.sim.interaction import FunctionalRows, interact
 from safemeta.sim.step import Family, Parameters, Step
 
 
@@ -17,7 +18,8 @@ class FunctionalEnvironment(Protocol):
     """The dynamics of ONE row, without batch axes. Must be hashable: it is a static argument of compiled functions.
 
     `step` receives the policy's action as it was sampled and clips it itself. It is also called, and its result
-    thrown away, on rows that have ended: it must not produce anything but numbers there.
+    thrown away, on rows that have ended: it must not produce anything but numbers there. An environment with `signals`
+    (`CMDP.signals`) also has `signals(parameters, state)`.
     """
 
     def reset(
@@ -70,6 +72,10 @@ class FunctionalWorld:
     ) -> Performance:
         """Totals of the episodes that `collect` would store with the same key: `[tasks, episodes, ...]`."""
         return _measure(self, policy, tasks, key, episodes, per_task)
+
+    def interact(self, agent: Agent, state: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> tuple[Any, Any]:
+        """One episode in each row, step by step with an agent: its last state, and its records `[time, ...]`."""
+        return interact(self.cmdp, FunctionalRows(self.environment), agent, state, tasks, key, episodes)
 
 
 Row = Callable[[Any, Parameters, PRNGKeyArray], Any]  # policy, parameters of the task, key of the row

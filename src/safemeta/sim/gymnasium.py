@@ -22,6 +22,7 @@ from gymnasium import spaces
 from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from safemeta.core import Signals
 from safemeta.sim.cost_reader import CostError, CostReader, number, unpack
 from safemeta.sim.failures import SimulationError, report
 from safemeta.sim.step import Parameters, Step
@@ -44,7 +45,7 @@ class GymnasiumState(eqx.Module):
 
 @dataclass(frozen=True, eq=False)
 class GymnasiumSimulator:
-    """Gymnasium environments on all rows: a `safemeta.sim.batched.Simulator`.
+    """Gymnasium environments on all rows: a `safemeta.sim.step.Simulator`.
 
     Actions are clipped to the action space. Rows are reset with a seed from their key. Where an environment truncates
     itself (a `TimeLimit`), the row is truncated, not terminated. A worked use is `own_world.py`.
@@ -91,6 +92,15 @@ class GymnasiumSimulator:
 
         clock, *step = io_callback(advance, shapes, state.session, state.clock, action, alive)
         return GymnasiumState(state.session, clock), Step(*step)
+
+    def signals(self, parameters: Parameters, state: GymnasiumState) -> Signals:
+        """None: an environment of the user's own tells its observation only."""
+        return {}
+
+    def look(
+        self, parameters: Parameters, state: GymnasiumState, actions: Float[Array, "rows choices action"]
+    ) -> tuple[GymnasiumState, Signals]:
+        raise ValueError("An environment of your own cannot be asked what an action would lead to.")
 
     def finish(self, state: GymnasiumState) -> None:
         # The clock is handed over only so that this happens after the last step.

@@ -25,7 +25,9 @@ import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
+from safemeta.core import Signals
 from safemeta.sim.failures import SimulationError, report
+from safemeta.sim.interaction import signals_of
 from safemeta.sim.step import Parameters, Step
 
 mujoco.set_mju_user_warning(lambda message: None)  # it would write a log file into the current folder; see `report`
@@ -64,7 +66,8 @@ class MujocoEnvironment(Protocol):
 
     Where an initial state can only be found with the physics at hand (a random pose in which nothing touches), an
     environment may also have `settle(model, data, rng)`. It changes a row's `MjData` on the host before its episode
-    begins, and its randomness comes from the placement's `seed`.
+    begins, and its randomness comes from the placement's `seed`. An environment with `signals` (`CMDP.signals`)
+    also has `signals(parameters, state)`.
     """
 
     @property
@@ -143,6 +146,32 @@ class MujocoSimulator:
         session, readings = io_callback(advance, shapes, state.session, command.ctrl, command.kick, alive)
         task, step = jax.vmap(self.environment.step)(parameters, state.task, engine.named(readings), action)
         return MujocoState(task, session), step
+
+    def signals(self, parameters: Parameters, state: MujocoState) -> Signals:
+        return signals_of(self.environment, parameters, state.task)
+
+    def look(
+        self, parameters: Parameters, state: MujocoState, actions: Float[Array, "rows choices action"]
+    ) -> tuple[MujocoState, Signals]:
+        """The signals that each action would lead to: every choice is a control step from a copy of the row."""
+        engine, environment = engine_of(self.environment), self.environment
+        command = jax.vmap(jax.vmap(environment.command, (None, None, 0)))(parameters, state.task, actions)
+        shapes = (
+            jax.ShapeDtypeStruct((), jnp.int32),
+            engine.shape_of_readings(actions.shape[0] * actions.shape[1]),
+        )
+
+        def look(number: Any, ctrl: Any, kick: Any) -> tuple[np.ndarray, np.ndarray]:
+            return np.asarray(number, np.int32), engine.look(number, ctrl, kick)
+
+        session, readings = io_callback(look, shapes, state.session, command.ctrl, command.kick)
+        named = jax.tree.map(lambda leaf: leaf.reshape(*actions.shape[:2], *leaf.shape[1:]), engine.named(readings))
+
+        def one(parameters: Parameters, task: PyTree[Array], reading: Reading, action: Array) -> Signals:
+            return environment.signals(parameters, environment.step(parameters, task, reading, action)[0])
+
+        signals = jax.vmap(jax.vmap(one, (None, None, 0, 0)))(parameters, state.task, named, actions)
+        return MujocoState(state.task, session), signals
 
     def finish(self, state: MujocoState) -> None:
         io_callback(engine_of(self.environment).finish, None, state.session)
@@ -242,17 +271,56 @@ class Engine:
             return session.readings.copy()
         ctrl = np.asarray(ctrl)
         kick = None if kick is None else np.asarray(kick)
-        model, substeps, refresh = self.model, self.substeps, self.refresh
-        # Where position and velocity are up to date, the first physics step needs only its second half.
-        stale = refresh in ("contact forces", "nothing")
-        fresh = not stale and kick is None and model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4
+        step = self._stepper(kicked=kick is not None)
 
         def work(index: int) -> None:
             row = session.rows[index]
-            data = row.data
             np.copyto(row.ctrl, ctrl[index])
             if kick is not None:
-                data.qvel += kick[index]
+                row.data.qvel += kick[index]
+            step(row.data)
+
+        return self._on_all(session, work, going)
+
+    def look(self, number: Any, ctrl: Any, kick: Any) -> np.ndarray:
+        """What one control step under each of `ctrl` `[rows, choices, nu]` would read: `[rows * choices, size]`."""
+        session = self._sessions[int(number)]
+        ctrl = np.asarray(ctrl)
+        kick = None if kick is None else np.asarray(kick)
+        rows, choices = ctrl.shape[:2]
+        readings = np.zeros((rows * choices, self.size), session.readings.dtype)
+        step, whole = self._stepper(kicked=True), mujoco.mjtState.mjSTATE_INTEGRATION
+        state_size = mujoco.mj_stateSize(self.model, whole)
+
+        def run(rows: range) -> None:
+            state, scratch = np.zeros(state_size), mujoco.MjData(self.model)
+            for row in rows:
+                mujoco.mj_getState(self.model, session.rows[row].data, state, whole)
+                for choice in range(choices):
+                    mujoco.mj_setState(self.model, scratch, state, whole)
+                    scratch.ctrl[:] = ctrl[row, choice]
+                    if kick is not None:
+                        scratch.qvel += kick[row, choice]
+                    step(scratch)
+                    reading = readings[row * choices + choice]
+                    for here, there in _Row(scratch, reading, self._fields).copies:
+                        np.copyto(here, there)
+
+        parts = [range(start, rows, self.threads) for start in range(min(self.threads, rows))]
+        others = [self._pool.submit(run, part) for part in parts[1:]]
+        run(parts[0])
+        for other in others:
+            other.result()
+        return readings
+
+    def _stepper(self, kicked: bool) -> Callable[[Any], None]:
+        """One control step of one row's data, which has its controls already."""
+        model, substeps, refresh = self.model, self.substeps, self.refresh
+        # Where position and velocity are up to date, the first physics step needs only its second half.
+        stale = refresh in ("contact forces", "nothing")
+        fresh = not stale and not kicked and model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4
+
+        def step(data: Any) -> None:
             if fresh:
                 mujoco.mj_step2(model, data)
                 if substeps > 1:
@@ -266,7 +334,7 @@ class Engine:
             elif refresh == "position and velocity":
                 mujoco.mj_step1(model, data)
 
-        return self._on_all(session, work, going)
+        return step
 
     def data(self, number: Any) -> list[Any]:
         """The `MjData` of a session's rows."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, LimitOn, Tasks
+from safemeta.core import CMDP, LimitOn, Signals, Tasks
 from safemeta.sim import FunctionalWorld, Parameters, Step
 
 TIMESTEP = 0.1  # s
@@ -112,6 +112,10 @@ class CollisionAvoidance:
         place = TIMESTEP * target * (jnp.abs(jnp.cos(bearing)) + jnp.abs(jnp.sin(bearing)))
         return -(place + jnp.abs(state.speed - target) + 0.1 * jnp.abs(error))
 
+    def signals(self, parameters: Parameters, state: UnicycleState) -> Signals:
+        """The `clearance`."""
+        return {"clearance": self.clearance(parameters, state)}
+
     def clearance(self, parameters: Parameters, state: UnicycleState) -> Float[Array, "*batch obstacles 2"]:
         """Distance (m) to the centre of each obstacle (here one) and its rate (m / s), negative when approaching.
 
@@ -180,6 +184,15 @@ def world(
 ) -> FunctionalWorld:
     """The task with one of the start distributions of `STARTS`, for training and testing alike."""
     bound = 0.0 if limit is None else limit
-    cmdp = CMDP(OBSERVATION_SIZE, ACTION_SIZE, horizon or HORIZON, COST_NAMES, (bound,), limit_on=limit_on)
+    cmdp = CMDP(
+        OBSERVATION_SIZE,
+        ACTION_SIZE,
+        horizon or HORIZON,
+        COST_NAMES,
+        (bound,),
+        limit_on=limit_on,
+        signals=(("clearance", (1, 2)),),
+        safe_distance=HAZARD_RADIUS,
+    )
     family = CollisionAvoidanceFamily(STARTS[start], STARTS[start], bound)
     return FunctionalWorld(cmdp, CollisionAvoidance(), family)

@@ -19,6 +19,7 @@ from safemeta.tasks.scene import SceneState, Start, any_cost, distances, lidar
 
 GOALS = 64  # places for goals that are drawn at the beginning of an episode, each clear of what never moves
 PILLAR_HALF_HEIGHT = 0.5  # m
+ROBOT_RADIUS = 0.1  # m, of the Point; its arrow, which reaches 0.15 m ahead, is not counted (released code)
 BOX_HEIGHT, GOAL_HEIGHT = 0.2, 0.16  # m, of the centres: Push measures distances in space
 BOX = "box"
 
@@ -57,6 +58,18 @@ class Goal:
     def costs(self) -> tuple[str, ...]:
         named = ("hazards",) if self.most_hazards else ()
         return (*named, "pillars") if self.most_pillars and self.pillars_cost else named
+
+    @property
+    def obstacles(self) -> int:
+        """How many there may be."""
+        return self.most_hazards + self.most_pillars
+
+    @property
+    def safe_distance(self) -> float:
+        """From the robot's origin to an obstacle's centre (m): no cost from here on, however the robot is turned."""
+        return max(
+            self.hazard_size * bool(self.most_hazards), (self.pillar_size + ROBOT_RADIUS) * bool(self.most_pillars)
+        )
 
     @property
     def lidar_bins(self) -> int:
@@ -98,6 +111,7 @@ class Goal:
         yaw = 2 * jnp.pi * jax.random.uniform(yaw_key, (2,), dtype)
         memory = {"goal": goal, "candidates": candidates, "next": jnp.zeros((), jnp.int32)}
         memory |= {"distance": jnp.zeros((), dtype), "box_distance": jnp.zeros((), dtype)}
+        memory["clearance"] = jnp.zeros((self.obstacles, 2), dtype)
         if self.push:
             memory["box_start"] = jnp.concatenate([box[0], yaw[1:]])
         return SceneState(objects, memory), Start(robot[0], robot[1], yaw[0]), found
@@ -118,7 +132,8 @@ class Goal:
         return jnp.where(jnp.any(usable), cycled, goal)
 
     def begin(self, parameters: Parameters, state: SceneState, body: Body, reading: Reading) -> SceneState:
-        return SceneState(state.objects, {**state.memory, **self._distances(state.memory["goal"], body, reading)})
+        memory = {**state.memory, **self._distances(state.memory["goal"], body, reading)}
+        return SceneState(state.objects, {**memory, "clearance": self.clearance(state, body)})
 
     def look(self, parameters: Parameters, state: SceneState, body: Body, reading: Reading) -> Float[Array, " bins"]:
         seen = [lidar(body, state.memory["goal"][None], self.reach)]
@@ -147,7 +162,7 @@ class Goal:
         moved, used = self._next_goal(memory, body, reading)
         goal = jnp.where(reached, moved, memory["goal"])
         memory = {**memory, "goal": goal, "next": jnp.where(reached, used, memory["next"])}
-        memory |= self._distances(goal, body, reading)
+        memory |= {**self._distances(goal, body, reading), "clearance": self.clearance(state, body)}
         return SceneState(objects, memory), jnp.clip(reward, -10.0, 10.0), jnp.stack(costs)
 
     def clearance(self, state: SceneState, body: Body) -> Float[Array, "obstacles 2"]:

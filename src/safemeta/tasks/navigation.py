@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,10 +210,18 @@ def world(name: str, limit: float | None, limit_on: LimitOn, horizon: int | None
         limits=(bound,) * len(environment.costs),
         discount=setting.discount,
         limit_on=limit_on,
+        **_clearance(setting.scene),
     )
     if isinstance(environment, PointScene):
         return FunctionalWorld(cmdp, environment, family)
     return BatchedWorld(cmdp, MujocoSimulator(environment), family)
+
+
+def _clearance(scene: Scene) -> dict[str, Any]:
+    """What the CMDP says of obstacles, where a scene measures how far away they are."""
+    if not isinstance(scene, Goal):
+        return {}
+    return {"signals": (("clearance", (scene.obstacles, 2)),), "safe_distance": scene.safe_distance}
 
 
 def crowding(setting: Setting, split: str, rows: int = 100) -> float:

@@ -8,6 +8,7 @@ thrust. The numbers below are the ones that the MJCF implies; the tests compare 
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -68,10 +69,10 @@ def advance(state: PointState, action: Float[Array, "*batch 2"], substeps: int =
     determinant = slide * hinge - MOMENT**2
     thrust, command = _commands(action)
     # The displacement of this control step, along the axes that the body had at its beginning.
-    ahead = aside = turn = jnp.zeros_like(state.x)
-    cos, sin = jnp.ones_like(state.x), jnp.zeros_like(state.x)
-    forward, left, rate = state.forward, state.left, state.yaw_rate
-    for _ in range(substeps):
+    zero, one = jnp.zeros_like(state.x), jnp.ones_like(state.x)
+
+    def substep(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        ahead, aside, turn, cos, sin, forward, left, rate = carry
         torque = _servo(command, rate) - HINGE_DAMPING * rate
         drag = -SLIDE_DAMPING * left
         forward = forward + h / slide * (thrust + MOMENT * rate**2 - SLIDE_DAMPING * forward)
@@ -80,10 +81,15 @@ def advance(state: PointState, action: Float[Array, "*batch 2"], substeps: int =
         ahead = ahead + h * (cos * forward - sin * left)
         aside = aside + h * (sin * forward + cos * left)
         angle = h * rate
-        turn = turn + angle
         c, s = _small_rotation(angle)
         forward, left = c * forward + s * left, c * left - s * forward
-        cos, sin = c * cos - s * sin, s * cos + c * sin
+        return ahead, aside, turn + angle, c * cos - s * sin, s * cos + c * sin, forward, left, rate
+
+    # A loop, not one long expression: XLA computes what it fuses anew for every use, so that the work can grow as a
+    # power of the number of substeps.
+    carry = (zero, zero, zero, one, zero, state.forward, state.left, state.yaw_rate)
+    carry = jax.lax.fori_loop(0, substeps, lambda _, carry: substep(carry), carry, unroll=2)
+    ahead, aside, turn, *_, forward, left, rate = carry
     cos, sin = jnp.cos(state.yaw), jnp.sin(state.yaw)
     x = state.x + cos * ahead - sin * aside
     y = state.y + sin * ahead + cos * aside

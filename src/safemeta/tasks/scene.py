@@ -14,12 +14,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from safemeta.core import Signals
 from safemeta.sim import Parameters, Step
 from safemeta.sim.mujoco import Command, Placement, Reading, Refresh
 from safemeta.tasks import point
 from safemeta.tasks.lidar import pseudo_lidar
 from safemeta.tasks.robots import AGENT, Body, Robot, new_spec
 
+SIGNALS = ("clearance",)
 Objects = dict[str, Float[Array, "*rows _ 2"]]  # centres (m) by class; objects that a task lacks are far away
 
 
@@ -163,6 +165,15 @@ class MujocoScene:
         observation = jnp.concatenate([body.sensors, self.scene.look(parameters, state, body, reading)])
         return state, Step(observation, reward, merged(costs, self.combine), jnp.asarray(False))
 
+    def signals(self, parameters: Parameters, state: SceneState) -> Signals:
+        """What scenes keep for agents: `clearance`, where there are obstacles."""
+        return signals_of(state)
+
+
+def signals_of(state: SceneState) -> Signals:
+    """The notes of a scene that are signals."""
+    return {name: state.memory[name] for name in SIGNALS if name in state.memory}
+
 
 class PointSceneState(eqx.Module):
     """The robot and its scene."""
@@ -202,6 +213,10 @@ class PointScene:
         scene, reward, costs = self.scene.step(parameters, state.scene, body, {})
         observation = jnp.concatenate([body.sensors, self.scene.look(parameters, scene, body, {})])
         return PointSceneState(robot, scene), Step(observation, reward, merged(costs, self.combine), jnp.asarray(False))
+
+    def signals(self, parameters: Parameters, state: PointSceneState) -> Signals:
+        """What scenes keep for agents: `clearance`, where there are obstacles."""
+        return signals_of(state.scene)
 
 
 def body_of(state: point.PointState, action: Float[Array, " 2"]) -> Body:

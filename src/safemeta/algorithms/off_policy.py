@@ -1,0 +1,217 @@
+"""Learners that replay past experience: collection and gradient steps interleaved, in one compiled program.
+
+An iteration is one episode in each of `tasks * episodes` rows. After every control step its experience goes into the
+replay, and the learner takes its share of gradient steps: one per `steps_per_update` environment steps. A learner is
+its networks, `update`, and how it acts.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.on_policy import named
+from safemeta.algorithms.replay import Batch, Replay
+from safemeta.algorithms.settings import at_least_one
+from safemeta.core import CMDP, Moment, Transition, World
+from safemeta.nets import ModePolicy
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig:
+    """Settings that all off-policy learners share; sizes as in FAC-SIS (Table 4)."""
+
+    tasks: int = 8  # tasks per iteration, drawn anew each time
+    episodes: int = 1  # episodes per task; all rows step side by side
+    hidden: tuple[int, ...] = (256, 256)  # ELU layers of every network
+    capacity: int = 500_000  # steps in the replay
+    batch: int = 256  # transitions per gradient step
+    warm_up: int = 3000  # environment steps before the first gradient step (released code)
+    steps_per_update: int = (
+        4  # environment steps per gradient step; not in the paper, whose learners run unsynchronised
+    )
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, on a setting that makes no sense."""
+        at_least_one(self, "tasks", "episodes", "capacity", "batch", "steps_per_update", "warm_up")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        rows, share = self.tasks * self.episodes, self.steps_per_update
+        if rows % share and share % rows:
+            raise ValueError(
+                f"steps_per_update ({share}) must divide the rows that step side by side, tasks x episodes = {rows},"
+                " or be a multiple of them."
+            )
+        if self.capacity < 4 * rows:
+            raise ValueError(f"capacity must hold at least four steps of each of the {rows} rows, not {self.capacity}.")
+
+
+class Learner(Protocol):
+    """What learns from batches: pure functions of a state, which has a `policy`. Must be hashable."""
+
+    def init(self, key: PRNGKeyArray) -> Any: ...
+
+    def act(self, state: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
+        """Actions to explore with."""
+        ...
+
+    def update(self, state: Any, batch: Batch, key: PRNGKeyArray) -> tuple[Any, Metrics]:
+        """One gradient step."""
+        ...
+
+    def watch(self, state: Any, step: Transition) -> Metrics:
+        """What is to be summed over each episode, `[rows]`, beside reward and costs."""
+        ...
+
+    def conclude(self, state: Any, costs: Float[Array, " costs"]) -> tuple[Any, Metrics]:
+        """Once per iteration, with the mean limited costs of its episodes."""
+        ...
+
+
+class State(eqx.Module):
+    """The learner, its replay, and how much has been stepped and paid."""
+
+    learner: Any
+    replay: Any
+    steps: Int[Array, ""]  # environment steps so far
+    total_cost: Float[Array, " costs"]  # of all of them
+
+
+class Working(eqx.Module):
+    """What changes from control step to control step within an iteration."""
+
+    learner: Any
+    replay: Any
+    clock: Int[Array, ""]  # control steps of this run
+    updates: Int[Array, ""]  # gradient steps of this iteration
+    sums: Metrics  # of their metrics
+    last: Transition
+
+
+@dataclass(frozen=True)
+class LearningAgent:
+    """Acts with a learner, and lets it learn: a `safemeta.core.Agent`."""
+
+    config: OffPolicyConfig
+    learner: Learner
+    replay: Replay
+
+    def act(self, state: Working, moment: Moment, key: PRNGKeyArray) -> tuple[Float[Array, "rows action"], None]:
+        return self.learner.act(state.learner, moment.observation, key), None
+
+    def learn(self, state: Working, transition: Transition, note: None, key: PRNGKeyArray) -> tuple[Working, Metrics]:
+        replay = self.replay.add(state.replay, transition)
+        rows, share = self.replay.rows, self.config.steps_per_update
+        period, count = max(share // rows, 1), max(rows // share, 1)
+        clock = state.clock + 1
+        due = (clock % period == 0) & (clock * rows >= self.config.warm_up) & (clock > 1)
+
+        def go(learner: Any, sums: Metrics) -> tuple[Any, Metrics]:
+            def one(carry: tuple[Any, Metrics], key: PRNGKeyArray) -> tuple[tuple[Any, Metrics], None]:
+                learner, sums = carry
+                sample_key, update_key = jax.random.split(key)
+                learner, metrics = self.learner.update(learner, self.replay.sample(replay, sample_key), update_key)
+                return (learner, jax.tree.map(jnp.add, sums, metrics)), None
+
+            if count == 1:
+                return one((learner, sums), key)[0]
+            return jax.lax.scan(one, (learner, sums), jax.random.split(key, count))[0]
+
+        learner, sums = jax.lax.cond(due, go, lambda *same: same, state.learner, state.sums)
+        record = {"reward": transition.reward, "costs": transition.costs, "valid": transition.valid}
+        record |= self.learner.watch(learner, transition)
+        updates = state.updates + jnp.where(due, count, 0)
+        return Working(learner, replay, clock, updates, sums, transition), record
+
+
+class OffPolicyAlgorithm:
+    """A learner of the class `learner(config, cmdp)`, trained by replay."""
+
+    learner: ClassVar[Any]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        config.validate()
+
+    def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
+        learner = self.learner(self.config, cmdp)
+        return State(
+            learner.init(key), self._replay.init(cmdp), jnp.zeros((), jnp.int32), jnp.zeros(len(cmdp.cost_names))
+        )
+
+    def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        return _iterate(self.config, self.learner(self.config, world.cmdp), self._replay, world, state, key)
+
+    def policy(self, state: State) -> ModePolicy:
+        return ModePolicy(state.learner.policy)
+
+    def steps_per_iteration(self, cmdp: CMDP) -> int:
+        """Environment steps of one iteration."""
+        return self._replay.rows * cmdp.horizon
+
+    @property
+    def _replay(self) -> Replay:
+        config = self.config
+        return Replay(config.tasks * config.episodes, config.capacity, config.batch)
+
+
+@eqx.filter_jit
+def _iterate(
+    config: OffPolicyConfig, learner: Learner, replay: Replay, world: World, state: State, key: PRNGKeyArray
+) -> tuple[State, Metrics]:
+    cmdp = world.cmdp
+    task_key, run_key = jax.random.split(key)
+    tasks = world.sample(task_key, config.tasks, "train")
+    agent = LearningAgent(config, learner, replay)
+    working, records = world.interact(agent, _working(agent, cmdp, state), tasks, run_key, config.episodes)
+    following, metrics = _concluded(agent, cmdp, state, working, records)
+    return following, {"limit": tasks.limits[0, 0]} | metrics
+
+
+def _working(agent: LearningAgent, cmdp: CMDP, state: State) -> Working:
+    """The learner at the beginning of an iteration."""
+    replay = agent.replay
+    shown = jax.eval_shape(lambda s: replay.sample(s, jax.random.key(0)), state.replay)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    _, metrics = eqx.filter_eval_shape(agent.learner.update, state.learner, shown, key)
+    sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+    row = jax.tree.map(lambda leaf: jnp.zeros((replay.rows, *leaf.shape[1:]), leaf.dtype), shown)
+    last = Transition(
+        row.observation,
+        row.action,
+        row.reward,
+        row.costs,
+        row.next_observation,
+        row.terminated,
+        row.terminated,
+        row.signals,
+        row.next_signals,
+    )
+    clock = state.steps // replay.rows
+    return Working(state.learner, state.replay, clock, jnp.zeros((), jnp.int32), sums, last)
+
+
+def _concluded(
+    agent: LearningAgent, cmdp: CMDP, state: State, working: Working, records: dict[str, Array]
+) -> tuple[State, Metrics]:
+    """The state after an iteration, and what it showed."""
+    valid = records.pop("valid")
+    reward, costs = records.pop("reward"), records.pop("costs") * valid[..., None]
+    limited = jnp.sum(cmdp.cost_weights(costs.dtype)[:, None, None] * costs, axis=0)
+    learner, concluded = agent.learner.conclude(working.learner, limited.mean(0))
+    steps = state.steps + jnp.asarray(valid.size, jnp.int32)
+    total = state.total_cost + costs.sum((0, 1))
+    metrics = {
+        "return": jnp.sum(reward * valid, axis=0).mean(),
+        "largest_cost": limited[:, 0].max(),
+        **named(cmdp, {"cost": limited.mean(0), "cost_rate": total / steps}),
+        **{name: jnp.sum(values * valid, axis=0).mean() for name, values in records.items()},
+        "updates": working.updates,
+        **{name: total / jnp.maximum(working.updates, 1) for name, total in working.sums.items()},
+        **named(cmdp, concluded),
+    }
+    return State(learner, agent.replay.close(working.replay, working.last), steps, total), metrics

@@ -1,0 +1,117 @@
+"""Replay of past experience: flashbax's trajectory buffer, whose entries are one control step of every row.
+
+A pair of neighbouring entries is a transition: the next observation need not be kept twice. So that an episode's last
+step has its neighbour too, each episode is closed by an entry that shows where it ended.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import flashbax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from safemeta.core import CMDP, Signals, Transition
+
+
+class Entry(eqx.Module):
+    """What is kept of one step of one row; after an episode only observation and signals mean anything."""
+
+    observation: Float[Array, "*batch observation"]
+    action: Float[Array, "*batch action"]
+    reward: Float[Array, "*batch"]
+    costs: Float[Array, "*batch costs"]
+    terminated: Bool[Array, "*batch"]
+    valid: Bool[Array, "*batch"]
+    signals: Signals
+
+
+class Batch(eqx.Module):
+    """Transitions drawn from the replay; those that lead from one episode into another have weight 0."""
+
+    observation: Float[Array, "batch observation"]
+    action: Float[Array, "batch action"]
+    reward: Float[Array, " batch"]
+    costs: Float[Array, "batch costs"]
+    next_observation: Float[Array, "batch observation"]
+    terminated: Bool[Array, " batch"]
+    weight: Float[Array, " batch"]
+    signals: Signals
+    next_signals: Signals
+
+    def mean(self, values: Float[Array, " batch"]) -> Float[Array, ""]:
+        """Over those that count."""
+        return jnp.sum(self.weight * values) / jnp.maximum(jnp.sum(self.weight), 1)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """`capacity` steps, shared by `rows` rows; `sample` draws `batch` transitions uniformly, with replacement."""
+
+    rows: int
+    capacity: int
+    batch: int
+
+    def init(self, cmdp: CMDP) -> Any:
+        """An empty buffer."""
+        signals = {name: jnp.zeros(shape) for name, shape in cmdp.signals}
+        nothing, costs = jnp.zeros(()), jnp.zeros(len(cmdp.cost_names))
+        observation, action = jnp.zeros(cmdp.observation_size), jnp.zeros(cmdp.action_size)
+        no = jnp.asarray(False)
+        return self._buffer.init(Entry(observation, action, nothing, costs, no, no, signals))
+
+    def add(self, state: Any, step: Transition) -> Any:
+        """One control step of all rows."""
+        return self._append(
+            state,
+            Entry(step.observation, step.action, step.reward, step.costs, step.terminated, step.valid, step.signals),
+        )
+
+    def close(self, state: Any, last: Transition) -> Any:
+        """The end of all rows' episodes, after their last step."""
+        zero = jax.tree.map(jnp.zeros_like, last)
+        return self._append(
+            state,
+            Entry(
+                last.next_observation,
+                zero.action,
+                zero.reward,
+                zero.costs,
+                zero.terminated,
+                zero.valid,
+                last.next_signals,
+            ),
+        )
+
+    def sample(self, state: Any, key: PRNGKeyArray) -> Batch:
+        """Needs two entries at least."""
+        pair = self._buffer.sample(state, key).experience
+        first, second = (jax.tree.map(lambda leaf, at=at: leaf[:, at], pair) for at in (0, 1))
+        return Batch(
+            first.observation,
+            first.action,
+            first.reward,
+            first.costs,
+            second.observation,
+            first.terminated,
+            first.valid.astype(first.reward.dtype),
+            first.signals,
+            second.signals,
+        )
+
+    def _append(self, state: Any, entry: Entry) -> Any:
+        return self._buffer.add(state, jax.tree.map(lambda leaf: leaf[:, None], entry))
+
+    @property
+    def _buffer(self) -> Any:
+        length = -(-self.capacity // self.rows)
+        return flashbax.make_trajectory_buffer(
+            add_batch_size=self.rows,
+            sample_batch_size=self.batch,
+            sample_sequence_length=2,
+            period=1,
+            min_length_time_axis=2,
+            max_length_time_axis=length,
+        )
