@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.off_policy import OffPolicyAlgorithm
+from safemeta.algorithms.off_policy import OffPolicyAlgorithm, when
 from safemeta.algorithms.replay import Batch
 from safemeta.algorithms.sac import (
     Rate,
@@ -171,14 +171,14 @@ class FacLearner:
             state,
             (actor, constraint, constraint_state, count + 1),
         )
-        state, paid = _when(count % config.policy_interval == 0, lambda s: self._policy(s, batch, policy_key), state)
-        state, priced = _when(
+        state, paid = when(count % config.policy_interval == 0, lambda s: self._policy(s, batch, policy_key), state)
+        state, priced = when(
             count % config.multiplier_interval == 0, lambda s: self._multiplier(s, batch, multiplier_key), state
         )
         metrics |= {**paid, **priced}
         if config.learn_index:
             due = (count % config.index_interval == 0) & (count >= config.index_after)
-            state, tuned = _when(due, lambda s: self._index(s, batch), state)
+            state, tuned = when(due, lambda s: self._index(s, batch), state)
             metrics |= tuned
         return state, metrics
 
@@ -215,7 +215,7 @@ class FacLearner:
         delta = state.index.violation(step.signals[CLEARANCE], step.next_signals[CLEARANCE], self.config.slack)
         return {"violations": (delta > 0).astype(delta.dtype)}
 
-    def conclude(self, state: State, costs: Float[Array, " costs"]) -> tuple[State, Metrics]:
+    def conclude(self, state: State, violations: Float[Array, " costs"]) -> tuple[State, Metrics]:
         sigma, k, n = state.index.clipped()
         return state, {"sigma": sigma, "k": k[0], "n": n, "temperature": jnp.exp(state.actor.log_temperature)}
 
@@ -257,20 +257,6 @@ def index_loss(index: SafetyIndex, multiplier: MultiplierNetwork, batch: Batch, 
     if config.index_loss == "hinge":
         return batch.mean(jnp.maximum(constraint, 0))
     return batch.mean(jnp.clip(multiplier(batch.observation), 0, config.largest_multiplier) * constraint)
-
-
-def _when(due: Array, step: Any, state: State) -> tuple[State, Metrics]:
-    """`step(state)` if due, else the state and zeros for metrics."""
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    def go(arrays: Any) -> tuple[Any, Metrics]:
-        moved, metrics = step(eqx.combine(arrays, static))
-        return eqx.filter(moved, eqx.is_array), metrics
-
-    shapes = jax.eval_shape(go, arrays)[1]
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    arrays, metrics = jax.lax.cond(due, go, lambda same: (same, nothing), arrays)
-    return eqx.combine(arrays, static), metrics
 
 
 class Algorithm(OffPolicyAlgorithm):

@@ -67,8 +67,8 @@ class Learner(Protocol):
         """What is to be summed over each episode, `[rows]`, beside reward and costs."""
         ...
 
-    def conclude(self, state: Any, costs: Float[Array, " costs"]) -> tuple[Any, Metrics]:
-        """Once per iteration, with the mean limited costs of its episodes."""
+    def conclude(self, state: Any, violations: Float[Array, " costs"]) -> tuple[Any, Metrics]:
+        """Once per iteration, with the mean over its episodes of cost less limit."""
         ...
 
 
@@ -168,7 +168,8 @@ def _iterate(
     tasks = world.sample(task_key, config.tasks, "train")
     agent = LearningAgent(config, learner, replay)
     working, records = world.interact(agent, _working(agent, cmdp, state), tasks, run_key, config.episodes)
-    following, metrics = _concluded(agent, cmdp, state, working, records)
+    limits = jnp.repeat(tasks.limits, config.episodes, axis=0)
+    following, metrics = _concluded(agent, cmdp, limits, state, working, records)
     return following, {"limit": tasks.limits[0, 0]} | metrics
 
 
@@ -196,13 +197,18 @@ def _working(agent: LearningAgent, cmdp: CMDP, state: State) -> Working:
 
 
 def _concluded(
-    agent: LearningAgent, cmdp: CMDP, state: State, working: Working, records: dict[str, Array]
+    agent: LearningAgent,
+    cmdp: CMDP,
+    limits: Float[Array, "rows costs"],
+    state: State,
+    working: Working,
+    records: dict[str, Array],
 ) -> tuple[State, Metrics]:
     """The state after an iteration, and what it showed."""
     valid = records.pop("valid")
     reward, costs = records.pop("reward"), records.pop("costs") * valid[..., None]
     limited = jnp.sum(cmdp.cost_weights(costs.dtype)[:, None, None] * costs, axis=0)
-    learner, concluded = agent.learner.conclude(working.learner, limited.mean(0))
+    learner, concluded = agent.learner.conclude(working.learner, (limited - limits).mean(0))
     steps = state.steps + jnp.asarray(valid.size, jnp.int32)
     total = state.total_cost + costs.sum((0, 1))
     metrics = {
@@ -215,3 +221,17 @@ def _concluded(
         **named(cmdp, concluded),
     }
     return State(learner, agent.replay.close(working.replay, working.last), steps, total), metrics
+
+
+def when(due: Array, step: Any, state: Any) -> tuple[Any, Metrics]:
+    """`step(state)` if due, else the state and zeros for metrics."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def go(arrays: Any) -> tuple[Any, Metrics]:
+        moved, metrics = step(eqx.combine(arrays, static))
+        return eqx.filter(moved, eqx.is_array), metrics
+
+    shapes = jax.eval_shape(go, arrays)[1]
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    arrays, metrics = jax.lax.cond(due, go, lambda same: (same, nothing), arrays)
+    return eqx.combine(arrays, static), metrics

@@ -125,6 +125,11 @@ ALGORITHMS: dict[str, Entry] = {
             algorithm="Fac",
         ),
         Entry(
+            "sac-lagrangian",
+            "soft actor-critic on the reward less the costs at the prices of their Lagrange multipliers",
+            "safemeta.algorithms.sac_lagrangian",
+        ),
+        Entry(
             "projected-gradient",
             "FISAR's projection of a plain gradient step: one policy for the family",
             "safemeta.algorithms.first_order",

@@ -49,7 +49,7 @@ class SacConfig(OffPolicyConfig):
         if not 0 < self.polyak <= 1:
             raise ValueError(f"polyak must be above 0 and at most 1, not {self.polyak}.")
         for name, value in vars(self).items():
-            if name.endswith("_rate"):
+            if isinstance(value, tuple) and name.endswith("_rate"):
                 check_rate(name, value)
 
 
@@ -171,12 +171,13 @@ def policy_step(
         actor.temperature_optimizer,
         actor.log_temperature,
     )
-    targets = jax.tree.map(
-        lambda slow, fast: slow + config.polyak * (fast - slow) if eqx.is_array(slow) else slow,
-        actor.targets,
-        actor.critics,
-    )
+    targets = followed(config.polyak, actor.targets, actor.critics)
     actor = SoftActorCritic(
         policy, actor.critics, targets, log_temperature, policy_state, actor.critic_optimizer, temperature_state
     )
     return actor, {"policy_loss": loss, "entropy": -log_prob, "price": paid}
+
+
+def followed(share: float, slow: Any, fast: Any) -> Any:
+    """Target networks after a step of `share` towards what they follow."""
+    return jax.tree.map(lambda s, f: s + share * (f - s) if eqx.is_array(s) else s, slow, fast)
