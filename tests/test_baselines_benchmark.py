@@ -1,6 +1,8 @@
 """The benchmark of baselines: its references hold in the tasks themselves, and its output has the agreed shape."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import baselines
 import jax
@@ -94,12 +96,52 @@ def test_output_has_the_agreed_shape(capsys):
         baselines.main(["--seeds", "0"])
 
 
+def test_settings_of_a_case_and_what_cpo_and_crpo_change():
+    settings = {"margin": 0.5, "kl_radius": 0.02}
+    nothing: Any = None
+    case = baselines.Case(nothing, 1.0, 1.0, "", (), nothing, 1, settings, {"multiplier_damping": 3.0}, 0.2)
+    found = {name: baselines.learner(case, name).config for name in ("cpo", "crpo", "trpo-lagrangian")}
+    assert [found[name].margin for name in found] == [0.2, 0.5, 0.5]
+    assert [found[name].kl_radius for name in found] == [0.02, 0.02 * baselines.CRPO_RADIUS, 0.02]
+    assert found["trpo-lagrangian"].multiplier_damping == 3
+
+
+class Counting:
+    """A learner that only counts its iterations."""
+
+    def init(self, key, cmdp):
+        return 0
+
+    def iterate(self, state, world, key):
+        return state + 1, {}
+
+    def policy(self, state):
+        return state
+
+
+def test_iterations_are_those_asked_for_or_else_the_case_s_and_crpo_s_more(monkeypatch, capsys):
+    """A policy's return is here how often it was improved."""
+    world: Any = SimpleNamespace(cmdp=SimpleNamespace(cost_names=("crash",)))
+    case = baselines.Case(world, 1.0, 1.0, "none", (1.0,), lambda count: (count, np.zeros(1)), 3, {}, {})
+    monkeypatch.setattr(baselines, "CASES", {"toy": lambda: case})
+    monkeypatch.setattr(baselines, "learner", lambda case, name: Counting())
+    monkeypatch.setattr(baselines, "enable_cache", lambda: None)
+
+    def returns(*options):
+        assert baselines.main(["--case", "toy", "--algorithm", "cpo", "crpo", "--seeds", "1", "--json", *options]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        return [row["value"] for row in rows if row["case"].endswith(", return")]
+
+    assert returns() == [3, 3 * baselines.CRPO_ITERATIONS]
+    assert returns("--iterations", "2") == [2, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "algorithms"),
     [
         ("tabular-random", "trpo cpo crpo trpo-lagrangian ppo-lagrangian"),
-        ("point-mass", "trpo cpo trpo-lagrangian ppo-lagrangian"),  # not CRPO: results/baselines/README.md
+        ("point-mass", "trpo cpo crpo trpo-lagrangian ppo-lagrangian"),
     ],
 )
 def test_baselines_come_within_five_per_cent_of_the_optimum(capsys, case, algorithms):

@@ -14,6 +14,7 @@ from toy_worlds import reach
 from safemeta.algorithms import fisar, registry
 from safemeta.algorithms.fisar_optimizer import direction, optimizer
 from safemeta.nets import LearnedOptimizer, parameters
+from safemeta.tasks import make
 
 SMALL = fisar.Config(
     tasks=2, episodes=4, policies=2, window=3, span=6, meta_iterations=3, hidden=(4,), units=4, step=0.1, margin=0.0
@@ -69,6 +70,9 @@ def test_metrics_are_numbers_and_steps_are_counted(history):
     _, metrics = history
     assert all(np.isfinite(list(row.values())).all() for row in metrics)
     assert {"return", "cost", "limit", "meta_loss", "feasible"} <= metrics[0].keys()
+    for row in metrics:
+        assert row["largest_cost"] >= row["cost"]
+        assert row["limit"] == WORLD.cmdp.limits[0]
     assert fisar.Algorithm(SMALL).steps_per_iteration(WORLD.cmdp) == 2 * 3 * 2 * 4 * 10
 
 
@@ -197,3 +201,13 @@ def test_it_is_registered_and_refuses_what_makes_no_sense():
     for change, word in zip(wrong, ("window", "rate", "episodes", "margin"), strict=True):
         with pytest.raises(ValueError, match=word):
             fisar.Algorithm(replace(SMALL, **change))
+
+
+@pytest.mark.parametrize("name", ["fisar", "projected-gradient", "primal-dual", "cpo"])
+def test_every_cost_and_its_limit_are_among_the_metrics(name):
+    world, module = make("point-mass"), registry.load(name)
+    algorithm = module.algorithm(module.config(tasks=2, episodes=2, hidden=(4,)))
+    state = eqx.filter_eval_shape(algorithm.init, jax.random.key(0), world.cmdp)
+    _, metrics = eqx.filter_eval_shape(algorithm.iterate, state, world, jax.random.key(1))
+    assert {"cost", "limit", "largest_cost", "cost/obstacle", "limit/obstacle"} <= metrics.keys()
+    assert {value.shape for value in metrics.values()} == {()}

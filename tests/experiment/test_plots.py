@@ -1,6 +1,7 @@
 """Pictures: they are drawn for all shapes of data, saved whole, and group runs rightly."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ def test_training_curves_of_one_run(trained):
     path = plot(trained)
     assert path == trained.folder / "plots" / "training.png"
     assert path.read_bytes().startswith(HEADS["png"])
+
+
+def test_every_cost_has_a_panel_with_its_limit(trained):
+    path = trained.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    further = {"cost/heat_loss": 4.5, "limit/heat_loss": 7.25}
+    path.write_text("".join(json.dumps(line | further) + "\n" for line in lines))
+    picture = plot(trained.folder, out="two.svg").read_text()
+    for words in ("First cost", "Cost: heat loss", "limit 7.25"):
+        assert f">{words}<" in picture
+    assert ">Cost<" not in picture
 
 
 @pytest.mark.parametrize("suffix", HEADS)

@@ -38,7 +38,7 @@ def plan(request: Request) -> Plan:
             seconds=2.0,
         )
         for method in methods
-        for seed in range(request.seeds)
+        for seed in request.seed_numbers
     )
     return Plan(found, partial(summarise, trials=found))
 

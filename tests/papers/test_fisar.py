@@ -39,6 +39,21 @@ def test_solved_means_close_and_feasible_for_good():
     assert fisar_qcqp.mean_steps(needed, 4) == pytest.approx((3 + 4 + 8 + 0) / 4)
 
 
+def test_the_best_step_size_solves_fastest_or_ends_nearest():
+    far, near = [9.0, 9.0, 9.0], [9.0, 9.0, 1.3]
+    quick, slow = [9.0, 1.0, 1.0], [9.0, 9.0, 1.0]
+
+    def curves(*objectives, end=0.0):
+        objective = np.array(objectives)[:, None]
+        return fisar_qcqp.Curves(objective, np.full_like(objective, end))
+
+    assert fisar_qcqp.best_size(curves(slow, far, quick), np.ones(1)) == 2
+    assert fisar_qcqp.best_size(curves(far, near, [9.0, 9.0, np.nan], [9.0, 9.0, 1.9]), np.ones(1)) == 1
+    broken = curves(near, far)
+    broken.violation[0, 0, -1] = 10.0  # nearer, but at the price of the constraint
+    assert fisar_qcqp.best_size(broken, np.ones(1)) == 1
+
+
 def numbers(violation=(1e-3, 1e-5), ratio=(1.0, 1.0), ever=1e-3, increase=1e-3, end=0.5):
     return {
         "largest_violation": list(violation), "objective_ratio": list(ratio), "largest_violation_ever": ever,
@@ -99,8 +114,10 @@ def test_verdicts_on_the_point_mass():
 def test_the_plan_has_every_job_once_and_results_of_other_settings_do_not_count(tmp_path):
     plan = fisar.plan(Request(("2", "3"), "laptop", 2))
     names = [job.name for job in plan.jobs]
-    assert len(names) == len(set(names)) == 3 + 4 * 2
+    assert len(names) == len(set(names)) == 3 + 5 * 2
+    assert not {*names} & {job.name for job in fisar.plan(Request(("2", "3"), "laptop", 2, first_seed=100)).jobs}
     assert not any(job.done(tmp_path / job.name) for job in plan.jobs)
+    assert len(fisar.plan(Request(("2", "3"), "smoke", 1)).jobs) == 1 + 5
     for job in fisar.plan(Request(("2",), "smoke", 1)).jobs:
         job.config().validate()  # every option exists
     job = fisar.plan(Request(("3",), "laptop", 1)).jobs[0]
@@ -109,6 +126,18 @@ def test_the_plan_has_every_job_once_and_results_of_other_settings_do_not_count(
     assert not dataclasses.replace(job, budget="paper").done(tmp_path)
     (tmp_path / fisar_qcqp_job.FILE).write_text("{")
     assert not job.done(tmp_path)
+
+
+def test_only_the_trained_optimizer_has_updates_before_its_curve(tmp_path):
+    jobs = {job.method: job for job in fisar.plan(Request(("2",), "laptop", 1, first_seed=7)).jobs}
+    trained, untrained, rival = (jobs[name].config() for name in ("fisar", "fisar, untrained", "cpo"))
+    assert {job.seed for job in jobs.values()} == {7}
+    assert (trained.algorithm, trained.iterations) == ("fisar", 80 + 30)
+    assert (untrained.algorithm, untrained.iterations, rival.iterations) == ("fisar", 30, 300)
+    assert untrained.options == dataclasses.replace(trained.options, meta_iterations=0)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"return": i}) + "\n" for i in range(110)))
+    assert [list(part[:2]) for part in jobs["fisar"].curve(tmp_path, "return")] == [[10, 20], [80.0, 81.0]]
+    assert [list(part[:2]) for part in jobs["fisar, untrained"].curve(tmp_path, "return")] == [[10, 20], [0.0, 1.0]]
 
 
 def test_curves_that_blow_up_stay_drawable():

@@ -46,6 +46,11 @@ def test_a_reproduction_leaves_claims_and_tables_and_is_not_done_twice(dummy, ca
     after = files(out, "runs/**/*.json*")
     assert {name.split("/")[1] for name in after.keys() - before.keys()} == {"first-s2"}
     assert {name: after[name] for name in before} == before
+    # Others, from a first one on.
+    options = ["--seeds", "1", "--first-seed", "100", "--figure", "b"]
+    assert main(["reproduce", "dummy", *options, "--json", "--out", "r"]) == 0
+    assert "--seeds 1 --first-seed 100 --out r" in json.loads(capsys.readouterr().out)["command"]
+    assert {name.split("/")[1] for name in files(out, "runs/**/*.json*").keys() - after.keys()} == {"first-s100"}
 
 
 def test_a_judgement_that_is_lost_or_damaged_is_made_anew(dummy):
@@ -159,6 +164,7 @@ def test_two_processes_cannot_reproduce_in_one_folder(dummy, monkeypatch):
         (["dummy", "--budget", "laptob"], "did you mean 'laptop'?"),
         (["dummy", "--seeds", "0"], "at least 1, not 0"),
         (["dummy", "--seeds", "-2"], "at least 1, not -2"),
+        (["dummy", "--first-seed", "-1"], "from 0 to 4294967295, not -1"),
         (["dummy", "--seeds", "many"], "a whole number, not 'many'"),
         (["dummy", "--workers", "0"], "at least 1, not 0"),
         (["dummy", "--sedes", "1"], "did you mean --seeds?"),

@@ -204,11 +204,10 @@ def _iterate(
     metrics = {
         "return": episode_return(rows).mean(),
         "largest_cost": limited_costs(rows, cmdp).mean(1)[:, 0].max(),
-        "limit": tasks.limits[0, 0],
         "gradient_length": jnp.linalg.norm(found.return_gradient),
         "step_length": jnp.linalg.norm(jnp.asarray(updates)),
         "kl": divergence(policy, state.policy, rows),
         "log_std": policy.network.log_std.mean(),
-        **named(cmdp, {"cost": found.costs}),
+        **named(cmdp, {"cost": found.costs, "limit": tasks.limits[0]}),
     }
     return State(policy, rule), metrics

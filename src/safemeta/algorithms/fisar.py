@@ -23,9 +23,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics
-from safemeta.algorithms.estimation import episode_return
+from safemeta.algorithms.estimation import episode_return, limited_costs
 from safemeta.algorithms.fisar_config import Config
 from safemeta.algorithms.fisar_optimizer import direction, learned, optimizer
+from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.score_function import ScoreEstimate, divergence, score_estimate
 from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, Trajectory, World
@@ -138,12 +139,12 @@ def _iterate(config: Config, world: World, state: State, key: PRNGKeyArray) -> t
     metrics = {name: value.mean() for name, value in last.items() if name not in HIDDEN}
     metrics |= {
         "largest_cost": last["largest_cost"].max(),
-        "limit": jnp.asarray(world.cmdp.limits[0]),
         "share_above_limit": (found["excess"] > 0).mean(),
         "chosen_return": last["return"][chosen],
         "chosen_excess": last["excess"][chosen],
         "meta_loss": value,
         "learning": learning.astype(jnp.float32),
+        **named(world.cmdp, {"limit": jnp.asarray(world.cmdp.limits)}),
     }
     return State(network, moments, lanes, chosen, state.iteration + 1), metrics
 
@@ -165,12 +166,10 @@ def _update(
     moved = eqx.tree_at(lambda lane: lane.policy.normalizer, moved, normalizers(moved.policy, rows))
     metrics |= {
         "return": jax.vmap(episode_return)(rows).mean((1, 2)),
-        "cost": found.costs[:, 0],
-        "largest_cost": found.costs[:, 0],
+        "largest_cost": limited_costs(rows, cmdp).mean(2)[..., 0].max(1),
         "excess": (found.costs - limits).max(1),
+        **jax.vmap(lambda costs: named(cmdp, {"cost": costs}))(found.costs),
     }
-    for index, name in enumerate(cmdp.cost_names[1:], 1):
-        metrics[f"cost/{name}"] = found.costs[:, index]
     return moved, record, metrics
 
 

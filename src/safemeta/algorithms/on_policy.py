@@ -140,9 +140,8 @@ def _metrics(
     return {
         "return": episode_return(rows).mean(),
         "largest_cost": costs[:, 0].max(),
-        "limit": tasks.limits[0, 0],
         "log_std": policy.network.log_std.mean(),
-        **named(cmdp, {"cost": costs.mean(0)}),
+        **named(cmdp, {"cost": costs.mean(0), "limit": tasks.limits[0]}),
     }
 
 

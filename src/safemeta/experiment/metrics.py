@@ -21,6 +21,7 @@ COSTS: dict[str, tuple[str, str]] = {
     "cost": ("mean", "-."),
 }
 LIMITS: dict[str, tuple[str, str]] = {"limit": ("limit", "--")}
+FURTHER_COST, FURTHER_LIMIT = "cost/", "limit/"  # mean and limit of every cost after the first, before its name
 SCORE = "score"  # higher is better: the state with the highest score so far is kept as the best checkpoint
 
 

@@ -10,7 +10,7 @@ from safemeta.experiment import figures
 from safemeta.experiment.errors import UserError
 from safemeta.experiment.figures import FAINT, INK, PALETTE
 from safemeta.experiment.logs import METRICS
-from safemeta.experiment.metrics import COSTS, LIMITS, RETURNS, found
+from safemeta.experiment.metrics import COSTS, FURTHER_COST, FURTHER_LIMIT, LIMITS, RETURNS, found
 from safemeta.experiment.run import RunLog, read_log
 from safemeta.experiment.statistics import bootstrap_columns
 
@@ -78,7 +78,7 @@ def _draw_costs(axes: Any, report: Any, index: int, name: str) -> None:
 
 
 def plot(*runs: Any, out: Path | str | None = None) -> Path:
-    """Training curves of one or more runs (`Run`s or folders): returns, and costs against the limit.
+    """Training curves of one or more runs (`Run`s or folders): returns, and every cost against its limit.
 
     Runs that differ only in their seed become one curve with a 95 % bootstrap interval over seeds. Saved as
     `plots/training.png` of the first run unless `out` names a file. Raises `UserError`.
@@ -93,14 +93,21 @@ def plot(*runs: Any, out: Path | str | None = None) -> Path:
     groups = _groups(logs)
     titles = sorted({log.task for log in logs})
     seeds = "1 seed" if len(logs) == 1 else f"{len(logs)} runs; bands are 95 % bootstrap intervals over seeds"
-    with figures.figure(f"Training on {', '.join(titles)}", seeds, 2) as (drawing, axes):
+    further = sorted({name for log in logs for name in log.lines[0] if name.startswith(FURTHER_COST)})
+    with figures.figure(f"Training on {', '.join(titles)}", seeds, 2 + len(further)) as (drawing, axes):
         for number, (label, members) in enumerate(groups.items()):
             colour = PALETTE[number % len(PALETTE)]
             _draw_series(axes[0], members, RETURNS, label if len(groups) > 1 else "", colour)
             _draw_series(axes[1], members, COSTS, label if len(groups) > 1 else "", colour)
+            for panel, name in zip(axes[2:], further, strict=True):
+                _draw_series(panel, members, {name: ("mean", "-")}, label if len(groups) > 1 else "", colour)
         axes[0].set_title("Return of an episode")
-        axes[1].set_title("Cost")
+        axes[1].set_title("First cost" if further else "Cost")
         _mark_limits(axes[1], logs)
+        for panel, name in zip(axes[2:], further, strict=True):
+            cost = name.removeprefix(FURTHER_COST)
+            panel.set_title(f"Cost: {cost.replace('_', ' ')}")
+            _mark_limits(panel, logs, FURTHER_LIMIT + cost)
         for each in axes:
             each.set_xlabel("environment steps")
             each.xaxis.set_major_formatter(figures.millions())
@@ -153,8 +160,9 @@ def _draw_series(axes: Any, logs: list[RunLog], wanted: dict[str, tuple[str, str
         axes.plot(steps, table.mean(0), color=colour, linestyle=line, linewidth=1.8, label=shown or None)
 
 
-def _mark_limits(axes: Any, logs: list[RunLog]) -> None:
-    limits = {float(log.lines[-1][name]) for log in logs for name in found(log.lines[-1], LIMITS)}
+def _mark_limits(axes: Any, logs: list[RunLog], metric: str | None = None) -> None:
+    wanted = LIMITS if metric is None else {metric: ("limit", "--")}
+    limits = {float(log.lines[-1][name]) for log in logs for name in found(log.lines[-1], wanted)}
     limits |= {log.limit for log in logs if log.limit is not None}
     top = axes.get_ylim()[1]
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

@@ -22,6 +22,8 @@ class ReproduceOptions:
     """How much to compute: smoke (a minute), laptop (two cores, about two hours), or paper (what the paper did)."""
     seeds: int | None = None
     """How many seeds, instead of the budget's number."""
+    first_seed: int = 0
+    """The first of the seeds: 100 with 8 seeds are 100 to 107."""
     out: str | None = None
     """Folder of the results. By default reproductions/PAPER-BUDGET."""
     workers: int = 1
@@ -47,8 +49,8 @@ def reproduce(arguments: Sequence[str]) -> None:
     from safemeta.papers import reproduction, tables
 
     outcome = reproduction.reproduce(
-        parsed.words[0], figure=options.figure, budget=options.budget, seeds=options.seeds, out=options.out,
-        workers=options.workers, quiet=options.quiet,
+        parsed.words[0], figure=options.figure, budget=options.budget, seeds=options.seeds,
+        first_seed=options.first_seed, out=options.out, workers=options.workers, quiet=options.quiet,
     )  # fmt: skip
     if options.json:
         print(json.dumps(outcome.claims))

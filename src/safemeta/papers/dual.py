@@ -95,9 +95,9 @@ def plan(request: Request) -> Plan:
         compared = any(family in IN_FIGURE[figure] for figure in request.figures if figure != "6")
         varied = "6" in request.figures and family in IN_FIGURE["6"] and bool(size.slacks)
         methods = size.methods if compared else ("dual-paper",) if varied else ()
-        trials += [trial(family, size, method, seed) for method in methods for seed in range(request.seeds)]
+        trials += [trial(family, size, method, seed) for method in methods for seed in request.seed_numbers]
         slacks = size.slacks if varied else ()
-        trials += [trial(family, size, "dual-paper", seed, slack) for slack in slacks for seed in range(request.seeds)]
+        trials += [trial(family, size, "dual-paper", seed, slack) for slack in slacks for seed in request.seed_numbers]
     found = tuple(trials)
     return Plan(found, partial(summarise, trials=found, request=request))
 

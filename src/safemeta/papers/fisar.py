@@ -4,7 +4,7 @@ Figure 3: an optimizer is meta-trained on random quadratic problems with one and
 Euclidean metric and in the paper's closed form, and followed on 64 fresh problems beside standard optimizers, with the
 same projection and without; the true optima are Clarabel's. The same optimizers are then compared by how many steps
 they need, also on larger problems than the learned one has seen. Figure 2: policies on the point mass, by FISAR,
-projected gradient ascent, the primal-dual method and CPO, at equal batches.
+projected gradient ascent, the primal-dual method and CPO, at equal batches, and by FISAR's optimizer untrained.
 
 The paper gives no numbers of its own but the number of runs (64 and 8), so claims are judged by what it says in words.
 """
@@ -28,6 +28,7 @@ from safemeta.papers.plan import Plan, Request, Summary
 from safemeta.papers.tables import Table
 
 KINDS = ((1, "euclidean"), (3, "euclidean"), (3, "closed_form"))  # for one constraint the metrics agree
+SMOKE_KINDS = KINDS[1:2]  # most of such a job is compilation
 QUADRATIC_SEEDS = {"smoke": 1, "laptop": 1, "paper": 3}  # of meta-training; problems are the paper's "runs"
 SHOWN = {
     "learned": ("learned (FISAR)", PALETTE[0], "-"),
@@ -38,8 +39,15 @@ SHOWN = {
     "adam without constraints": ("Adam, unconstrained", PALETTE[2], ":"),
     "rmsprop without constraints": ("RMSprop, unconstrained", PALETTE[3], ":"),
 }
-COLOURS = dict(zip(METHODS, PALETTE, strict=False))
+LOOKS = {  # colour and line
+    "fisar": (PALETTE[0], "-"),
+    "fisar, untrained": (PALETTE[0], ":"),
+    "projected gradient": (PALETTE[1], "-"),
+    "primal-dual": (PALETTE[2], "-"),
+    "cpo": (PALETTE[3], "-"),
+}
 STEPS_SHOWN = 150
+SETTLED = 50  # policy updates
 
 Quadratic = dict[tuple[int, str], dict[str, Any]]  # (constraints, metric) -> the result of its first seed
 Policies = dict[str, list[tuple[PolicyJob, Path]]]  # method -> its finished jobs
@@ -52,11 +60,11 @@ def plan(request: Request) -> Plan:
     if "3" in request.figures:
         quadratic = [
             QuadraticJob(constraints, "euclidean" if metric == "euclidean" else "closed_form", seed, request.budget)
-            for constraints, metric in KINDS
-            for seed in range(QUADRATIC_SEEDS[request.budget])
+            for constraints, metric in (SMOKE_KINDS if request.budget == "smoke" else KINDS)
+            for seed in request.seed_numbers[: QUADRATIC_SEEDS[request.budget]]
         ]
     if "2" in request.figures:
-        policies = [PolicyJob(method, seed, request.budget) for method in METHODS for seed in range(request.seeds)]
+        policies = [PolicyJob(method, seed, request.budget) for method in METHODS for seed in request.seed_numbers]
     return Plan((*quadratic, *policies), partial(summarise, quadratic=tuple(quadratic), policies=tuple(policies)))
 
 
@@ -66,7 +74,9 @@ def summarise(out: Path, *, quadratic: Sequence[QuadraticJob], policies: Sequenc
     if quadratic:
         results = [(job, read(out / "runs" / job.name, job)) for job in quadratic]
         found = [(job, result) for job, result in results if result is not None]
-        first: Quadratic = {(job.constraints, job.metric): result for job, result in found if job.seed == 0}
+        first: Quadratic = {}
+        for job, result in found:
+            first.setdefault((job.constraints, job.metric), result)
         tables += [quadratic_table(found), speed_table(found)]
         pictures.append(draw_quadratic(out / "figure-3.png", first))
         claims += fisar_claims.quadratic(first)
@@ -151,7 +161,11 @@ def policy_table(finished: Policies) -> Table:
 def draw_quadratic(path: Path, found: Quadratic) -> Path:
     """Objective and largest constraint value over steps, means over problems with intervals."""
     columns = [f"m = {m}, {metric.replace('_', ' ')}" for m, metric in found]
-    subtitle = "64 fresh problems, mean and 95 % interval; dashed: the true constrained optimum, and the boundary"
+    counts = sorted({result["settings"]["amount"]["problems"] for result in found.values()})
+    subtitle = (
+        f"{', '.join(map(str, counts)) or 'no'} fresh problems, mean and 95 % interval;"
+        " dashed: the true constrained optimum, and the boundary"
+    )
     rows = ("objective", "largest constraint")
     with drawing.grid("FISAR on quadratic problems", subtitle, rows, columns or ["-"]) as (figure, axes):
         for column, result in enumerate(found.values()):
@@ -160,11 +174,14 @@ def draw_quadratic(path: Path, found: Quadratic) -> Path:
                 for row, quantity in enumerate(("objective", "violation")):
                     drawing.draw(axes[row, column], _curve(numbers[quantity]), label, colour, line)
             axes[0, column].set_yscale("log")
-            axes[0, column].set_ylim(0.3 * result["figure"]["optimum"], None)
+            start = result["figure"]["learned"]["objective"]["mean"][0]
+            axes[0, column].set_ylim(0.3 * result["figure"]["optimum"], 2 * start)
             axes[0, column].axhline(result["figure"]["optimum"], color="#222222", linestyle="--", linewidth=1)
             axes[1, column].set_yscale("symlog", linthresh=1e-2)
             axes[1, column].axhline(0, color="#222222", linestyle="--", linewidth=1)
             axes[1, column].set_xlabel("step")
+            for axis in axes[:, column]:
+                axis.xaxis.get_major_locator().set_params(integer=True)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(found) + 1)
         return figures.save(figure, path)
@@ -174,17 +191,36 @@ def draw_policies(path: Path, finished: Policies) -> Path:
     """Return and costs over policy updates, means over seeds with intervals."""
     panels = {"return": "return", "cost outside": "cost", "cost obstacle": "cost/obstacle"}
     limits = {"cost outside": 1.0, "cost obstacle": 2.0}
-    subtitle = "64 episodes per update, mean over seeds and 95 % interval; FISAR after its optimizer was trained"
+    subtitle = (
+        "64 episodes per update, mean over seeds and 95 % interval; FISAR after its optimizer was trained;"
+        f" scales fit what follows update {SETTLED}"
+    )
     with drawing.grid(f"Policies on {TASK}", subtitle, ("",), tuple(panels)) as (figure, axes):
         for axis, (title, metric) in zip(axes[0], panels.items(), strict=True):
+            drawn: list[Curve] = []
             for method, jobs in finished.items():
                 curves = [job.curve(folder, metric) for job, folder in jobs]
                 length = min(len(values) for _, values in curves)
                 table = np.stack([values[:length] for _, values in curves])
                 low, high = bootstrap_columns(table.T)
-                drawing.draw(axis, Curve(curves[0][0][:length], table.mean(0), low, high), method, COLOURS[method])
+                drawn.append(Curve(curves[0][0][:length], table.mean(0), low, high))
+                drawing.draw(axis, drawn[-1], method, *LOOKS[method])
+            if drawn:
+                axis.set_ylim(*_span(drawn, limits.get(title)))
             drawing.finish(axis, [limits[title]] if title in limits else [], "policy update")
         return drawing.save(figure, axes, path)
+
+
+def _span(curves: Sequence[Curve], limit: float | None) -> tuple[float, float]:
+    """What an axis shows: all means after update `SETTLED` with some room, of costs from zero to twice the limit.
+
+    Untrained policies lie so far away that with them all later differences would be a line's width.
+    """
+    later = np.concatenate([curve.mean[(curve.x >= SETTLED) | (curve.x == curve.x[-1])] for curve in curves])
+    low, high = float(later.min()), float(later.max())
+    if limit is not None:
+        return 0.0, max(2 * limit, 1.1 * high)
+    return low - 0.1 * (high - low), high + 0.1 * (high - low)
 
 
 def _curve(numbers: dict[str, list[float]]) -> Curve:

@@ -16,8 +16,10 @@ from safemeta.papers.trials import Trial
 TASK = "point-mass"
 BATCH = {"tasks": 8, "episodes": 8, "hidden": (32, 32), "margin": 0.1}  # 64 episodes per update, for everybody
 WINDOW, SPAN = 10, 100
+FISAR = {**BATCH, "margin": 0.2, "rate": 4.0, "window": WINDOW, "span": SPAN, "policies": 1}
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "fisar": ("fisar", {**BATCH, "margin": 0.2, "rate": 4.0, "window": WINDOW, "span": SPAN, "policies": 1}),
+    "fisar": ("fisar", FISAR),
+    "fisar, untrained": ("fisar", FISAR),  # the LSTM as it is before any meta-training: descent with momentum
     "projected gradient": ("projected-gradient", {**BATCH, "step": 3e-3}),
     "primal-dual": ("primal-dual", {**BATCH, "step": 3e-3, "multiplier_step": 0.1}),
     "cpo": ("cpo", BATCH),
@@ -46,7 +48,7 @@ class PolicyJob:
 
     @property
     def name(self) -> str:
-        return f"point-mass-{self.method.replace(' ', '-')}-seed{self.seed}"
+        return f"point-mass-{self.method.replace(',', '').replace(' ', '-')}-seed{self.seed}"
 
     @property
     def program(self) -> str:
@@ -77,18 +79,20 @@ class PolicyJob:
         from safemeta.experiment import logs
 
         lines = logs.read(folder / logs.METRICS)
-        every = WINDOW if self.method == "fisar" else 1
-        skipped = BUDGETS[self.budget].meta_iterations if self.method == "fisar" else 0
-        values = np.array([line[name] for line in lines[skipped:]], float)
+        every = WINDOW if METHODS[self.method][0] == "fisar" else 1
+        values = np.array([line[name] for line in lines[self._meta_iterations() :]], float)
         return every * np.arange(1, len(values) + 1), values
+
+    def _meta_iterations(self) -> int:
+        return BUDGETS[self.budget].meta_iterations if self.method == "fisar" else 0
 
     def _trial(self) -> Trial:
         budget = BUDGETS[self.budget]
         algorithm, options = METHODS[self.method]
         iterations = budget.updates
-        if self.method == "fisar":
-            options = {**options, "meta_iterations": budget.meta_iterations}
-            iterations = budget.meta_iterations + budget.updates // WINDOW
+        if algorithm == "fisar":
+            options = {**options, "meta_iterations": self._meta_iterations()}
+            iterations = self._meta_iterations() + budget.updates // WINDOW
         return Trial(self.name, self.method, algorithm, TASK, self.seed, iterations, (), options=options)
 
 

@@ -76,7 +76,7 @@ def plan(request: Request) -> Plan:
         trial(task, size, method, seed)
         for task, size in sizes.items()
         for method in size.methods
-        for seed in range(request.seeds)
+        for seed in request.seed_numbers
     ]
     return Plan(tuple(found), partial(summarise, trials=tuple(found), tasks=tuple(sizes)))
 

@@ -16,11 +16,17 @@ from safemeta.papers.tables import Table
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the figures, at which budget, with how many seeds (0, 1, ...)."""
+    """What was asked for: the figures, at which budget, with how many seeds, and the first of them."""
 
     figures: tuple[str, ...]
     budget: str
     seeds: int
+    first_seed: int = 0
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds themselves."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 class Progress(Protocol):

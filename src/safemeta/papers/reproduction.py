@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safemeta.experiment.config import check_count
+from safemeta.experiment.config import check_count, check_seed
 from safemeta.experiment.errors import Interrupted, UserError, writing_failed
 from safemeta.papers import claims, tables
 from safemeta.papers.plan import Job, Request, Summary
@@ -34,6 +34,7 @@ def reproduce(
     figure: str | None = None,
     budget: str = "laptop",
     seeds: int | None = None,
+    first_seed: int = 0,
     out: Path | str | None = None,
     workers: int = 1,
     quiet: bool = False,
@@ -41,15 +42,17 @@ def reproduce(
     """Run what `paper` needs, or one `figure` of it, and judge its claims; the results lie in `out`.
 
     The same call goes on where a broken-off one stopped, and adds what is missing if it asks for more seeds or
-    figures. `seeds` is by default the budget's number. Raises `UserError` (one sentence).
+    figures. `seeds` is by default the budget's number; they are `first_seed` and those after it. Raises `UserError`
+    (one sentence).
     """
     entry = get(paper)
     check_budget(budget)
     if seeds is not None:
         check_count("seeds", seeds)
+    check_seed(first_seed)
     check_count("workers", workers)
     seeds = entry.seeds[budget] if seeds is None else seeds
-    request = Request(entry.chosen(figure), budget, seeds)
+    request = Request(entry.chosen(figure), budget, seeds, first_seed)
     command = _command(entry, figure, request, out, workers)
     folder = Path(out) if out is not None else Path("reproductions") / f"{entry.name}-{budget}"
     warning = _use_cache()
@@ -155,6 +158,7 @@ def _command(entry: Paper, figure: str | None, request: Request, out: Path | str
     if figure is not None:
         words += ["--figure", *request.figures]
     words += ["--budget", request.budget, "--seeds", str(request.seeds)]
+    words += ["--first-seed", str(request.first_seed)] if request.first_seed else []
     words += ["--out", str(out)] if out is not None else []
     words += ["--workers", str(workers)] if workers > 1 else []
     return shlex.join(words)
