@@ -1,0 +1,147 @@
+"""Off-policy learners per second: `python benchmarks/off_policy.py [--json]`.
+
+- Gradient steps of fac-sis at the paper's sizes (256 x 256, batches of 256), alone, on observations of Hazards-Goal; and
+  beside them SAC of Stable-Baselines3's JAX port (`sbx-rl`) at the same sizes, where that is installed: its critics and
+  policy, without safety critic, multiplier and index.
+- Training as it runs, collection and gradient steps interleaved: environment steps and gradient steps per second, at
+  the paper's sizes and with the preset `fast`.
+
+Times are the fastest of several runs, compilation apart; safemeta and its peer take turns.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+from _table import Row, print_json
+
+from safemeta.algorithms import fac_sis, sac_lagrangian
+from safemeta.algorithms.replay import Replay
+from safemeta.tasks import make
+
+TASK = "hazards-0.15-goal"
+STEPS = 100  # gradient steps per timed call
+
+
+def fastest(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls after one that compiles."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def gradient_steps(config: fac_sis.Config) -> Callable[[], object]:
+    """`STEPS` gradient steps of fac-sis on a replay that holds one iteration."""
+    world = make(TASK)
+    learner = fac_sis.FacLearner(config, world.cmdp)
+    algorithm = fac_sis.Algorithm(replace(config, warm_up=10**9))
+    state, _ = algorithm.iterate(algorithm.init(jax.random.key(0), world.cmdp), world, jax.random.key(1))
+    replay = Replay(config.tasks * config.episodes, config.capacity, config.batch)
+
+    @eqx.filter_jit
+    def run(learned: Any, kept: Any) -> Any:
+        def one(learned: Any, key: Any) -> tuple[Any, None]:
+            sample_key, update_key = jax.random.split(key)
+            return learner.update(learned, replay.sample(kept, sample_key), update_key)[0], None
+
+        arrays, static = eqx.partition(learned, eqx.is_array)
+
+        def step(arrays: Any, key: Any) -> tuple[Any, None]:
+            moved, _ = one(eqx.combine(arrays, static), key)
+            return eqx.filter(moved, eqx.is_array), None
+
+        return jax.lax.scan(step, arrays, jax.random.split(jax.random.key(2), STEPS))[0]
+
+    return lambda: jax.block_until_ready(run(state.learner, state.replay))
+
+
+def peer_steps() -> Callable[[], object] | None:
+    """The same of sbx's SAC, on random experience of the same shape; None where it is not installed."""
+    try:
+        import gymnasium
+        import numpy as np
+        from sbx import SAC  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    cmdp = make(TASK).cmdp
+
+    class Empty(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (cmdp.observation_size,), np.float32)
+        action_space = gymnasium.spaces.Box(-1, 1, (cmdp.action_size,), np.float32)
+
+    model = SAC("MlpPolicy", Empty(), batch_size=256, policy_kwargs={"net_arch": [256, 256]}, policy_delay=3)
+    model._setup_learn(1)
+    rng = np.random.default_rng(0)
+    for _ in range(10_000):
+        now, after = rng.normal(size=(2, 1, cmdp.observation_size)).astype(np.float32)
+        model.replay_buffer.add(now, after, rng.uniform(-1, 1, (1, cmdp.action_size)), np.ones(1), np.zeros(1), [{}])
+
+    def run() -> None:
+        model.train(gradient_steps=STEPS, batch_size=256)
+        jax.block_until_ready(model.policy.qf_state.params)
+
+    return run
+
+
+def learning(repeats: int) -> Iterator[Row]:
+    """Gradient steps alone."""
+    for case, config in (("256 x 256", fac_sis.Config()), ("preset fast, 64 x 64", fac_sis.PRESETS["fast"])):
+        run, peer = gradient_steps(config), peer_steps() if case == "256 x 256" else None
+        own, other = float("inf"), float("inf")
+        for _ in range(repeats):
+            own = min(own, fastest(run, 2))
+            other = min(other, fastest(peer, 2)) if peer else other
+        rate = STEPS / own
+        beside = (f"sbx SAC, {case}", STEPS / other, rate * other / STEPS) if peer else (None, None, None)
+        yield Row(f"fac-sis, gradient steps, {case}", rate, "steps/s", *beside)
+
+
+def training(repeats: int) -> Iterator[Row]:
+    """Whole iterations."""
+    cases = [
+        ("fac-sis", "collision-avoidance", fac_sis.Algorithm, fac_sis.PRESETS["fast"], "preset fast"),
+        ("fac-sis", TASK, fac_sis.Algorithm, fac_sis.PRESETS["fast"], "preset fast"),
+        ("fac-sis", TASK, fac_sis.Algorithm, replace(fac_sis.Config(), warm_up=1), "256 x 256"),
+        ("fac-sis", "pillars-0.15-goal", fac_sis.Algorithm, fac_sis.PRESETS["fast"], "preset fast"),
+        ("sac-lagrangian", TASK, sac_lagrangian.Algorithm, sac_lagrangian.PRESETS["fast"], "preset fast"),
+    ]
+    for name, task, algorithm, config, sizes in cases:
+        world, own = make(task, horizon=120), algorithm(config)
+        state = own.init(jax.random.key(0), world.cmdp)
+        for index in range(-(-config.warm_up // own.steps_per_iteration(world.cmdp))):
+            state, _ = own.iterate(state, world, jax.random.key(index))
+        _, metrics = own.iterate(state, world, jax.random.key(100))
+        seconds = fastest(lambda: jax.block_until_ready(own.iterate(state, world, jax.random.key(100))), repeats)
+        case = f"{name} on {task}, training, {sizes}"
+        yield Row(f"{case}, environment", own.steps_per_iteration(world.cmdp) / seconds, "steps/s")
+        yield Row(f"{case}, gradient", float(metrics["updates"]) / seconds, "steps/s")
+
+
+def main() -> int:
+    """Print a table, or one JSON object with `--json`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each case; the best counts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    given = parser.parse_args()
+    rows = [*learning(given.repeats), *training(given.repeats)]
+    if given.json:
+        print_json("off_policy", rows)
+        return 0
+    for row in rows:
+        ratio = "" if row.ratio is None else f"  {row.ratio:5.2f} x {row.peer} ({row.peer_value:,.0f})"
+        print(f"{row.case:<72} {row.value:10,.0f} {row.unit}{ratio}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
