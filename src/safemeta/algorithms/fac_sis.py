@@ -100,7 +100,7 @@ PRESETS = {
         policy_rate=(3e-4, 1e-4, 100_000),
         critic_rate=(3e-4, 1e-4, 200_000),
         temperature_rate=(3e-4, 3e-4, 100_000),
-        multiplier_rate=(1e-4, 1e-4, 100_000),
+        multiplier_rate=(3e-4, 3e-4, 100_000),
         initial_bias=-2.0,
         index_rate=(1e-4, 1e-5, 5000),
     ),
@@ -215,7 +215,7 @@ class FacLearner:
         delta = state.index.violation(step.signals[CLEARANCE], step.next_signals[CLEARANCE], self.config.slack)
         return {"violations": (delta > 0).astype(delta.dtype)}
 
-    def conclude(self, state: State, violations: Float[Array, " costs"]) -> tuple[State, Metrics]:
+    def conclude(self, state: State, violations: Float[Array, "rows costs"]) -> tuple[State, Metrics]:
         sigma, k, n = state.index.clipped()
         return state, {"sigma": sigma, "k": k[0], "n": n, "temperature": jnp.exp(state.actor.log_temperature)}
 
