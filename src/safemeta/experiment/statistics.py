@@ -1,7 +1,7 @@
 """Means and intervals, in NumPy.
 
 All intervals are two-sided. Aggregates over tasks or seeds use the percentile bootstrap (Efron 1979) with a fixed
-seed; the mean of one policy's episodes uses Student's t.
+seed; the mean of one policy's episodes uses Student's t; shares of trajectories use the exact binomial interval.
 """
 
 import functools
@@ -95,6 +95,22 @@ def mean_interval(values: ArrayLike, axis: int = -1, confidence: float = 0.95) -
         return mean, unknown, unknown
     half = student_quantile(0.5 + confidence / 2, size - 1) * sample.std(axis, ddof=1) / math.sqrt(size)
     return mean, mean - half, mean + half
+
+
+def binomial_interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a probability after `count` successes in `of` independent trials (Clopper and Pearson 1934).
+
+    Its ends are the probabilities under which as many successes or more, and as many or fewer, have a chance of
+    `(1 - confidence) / 2` each: quantiles of Beta(count, of - count + 1) and Beta(count + 1, of - count).
+    """
+    from scipy.special import betaincinv
+
+    if not 0 <= count <= of or of < 1:
+        raise ValueError(f"successes must be between 0 and the number of trials, at least 1, not {count} of {of}")
+    tail = (1 - confidence) / 2
+    low = 0.0 if count == 0 else float(betaincinv(count, of - count + 1, tail))
+    high = 1.0 if count == of else float(betaincinv(count + 1, of - count, 1 - tail))
+    return low, high
 
 
 @functools.lru_cache(maxsize=256)

@@ -43,6 +43,7 @@ def draw(axes: Any, curve: Curve | None, label: str, colour: str, line: str = "-
     axes.plot(curve.x, curve.mean, color=colour, linestyle=line, linewidth=1.6, label=label)
 
 
+LEGEND_WIDTH = 1.6  # inches of an entry
 STEPS, ADAPTATION = "environment steps", "adaptation step"
 
 
@@ -80,5 +81,6 @@ def save(drawing: Any, axes: np.ndarray, path: Path) -> Path:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             seen.setdefault(label, handle)
     if seen:
-        drawing.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen))
+        columns = min(len(seen), int(drawing.get_size_inches()[0] // LEGEND_WIDTH))
+        drawing.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=columns)
     return figures.save(drawing, path)

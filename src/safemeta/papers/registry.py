@@ -70,6 +70,22 @@ PAPERS: dict[str, Paper] = {
             },
             seeds={"smoke": 1, "laptop": 8, "paper": 8},
         ),
+        Paper(
+            "fac-sis",
+            "Ma et al., Joint Synthesis of Safety Certificate and Safe Control Policy (FAC-SIS, L4DC 2022)",
+            "safemeta.papers.fac_sis",
+            figures={
+                "3": "return, cost and cost rate past hazards, to goals and pushing a box",
+                "4": "violated safe-action constraints on all six navigation tasks",
+                "5": "visited and infeasible states of collision avoidance, three start distributions",
+                "6": "zero sublevel sets beside the Hamilton-Jacobi avoidable set",
+                "7": "return, cost and cost rate past pillars",
+                "8": "the index's parameters over training",
+                "table-2": "their final values",
+                "table-3": "five indices on collision avoidance",
+            },
+            seeds={"smoke": 1, "laptop": 2, "paper": 5},
+        ),
     )
 }
 
