@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safemeta.experiment import adapt, evaluate, load, plot, train, video
+    from safemeta.experiment import adapt, certify, evaluate, load, plot, train, video
     from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_world import gymnasium_world
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "adapt",
+    "certify",
     "check_costs",
     "evaluate",
     "gymnasium_world",
@@ -33,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "adapt": "safemeta.experiment",
+    "certify": "safemeta.experiment",
     "check_costs": "safemeta.sim.cost_check",
     "evaluate": "safemeta.experiment",
     "gymnasium_world": "safemeta.sim.own_world",

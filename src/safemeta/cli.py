@@ -4,7 +4,6 @@ Every way to fail ends as one sentence on standard error: exit code 2 for wrong 
 130 and 143 for Ctrl-C and SIGTERM.
 """
 
-import dataclasses
 import json
 import os
 import signal
@@ -12,15 +11,25 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
+from safemeta.experiment.options import (
+    AdaptOptions,
+    CertifyOptions,
+    EvaluateOptions,
+    ListOptions,
+    PlotOptions,
+    TrainOptions,
+    VideoOptions,
+)
 
 HELP = """safemeta: safe reinforcement learning that learns to adapt
 
 usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on point-circle, then adapt it
        safemeta adapt RUN [options]           adapt a meta-policy to unseen tasks; is every policy on the way safe?
        safemeta evaluate RUN [options]        measure a policy on unseen tasks
+       safemeta certify RUN [options]         does a safety index hold where the policy goes?
        safemeta plot RUN... [options]         draw training curves, of several runs with intervals
        safemeta video RUN [options]           film an episode of a policy on an unseen task
        safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
@@ -31,112 +40,6 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta --version
 """
 DEBUG = "SAFEMETA_DEBUG"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Options of `safemeta train`."""
-
-    task: str = "point-circle"
-    """Task family to train on; `safemeta list` shows them."""
-    preset: str | None = None
-    """Named settings of the algorithm, such as its paper's."""
-    budget: Literal["default", "smoke", "paper"] = "default"
-    """How long to train: minutes, seconds (only to see that it runs), or as long as the paper."""
-    iterations: int | None = None
-    """Number of iterations, instead of the budget's."""
-    seed: int = 0
-    """Seed of everything random."""
-    limit: float | None = None
-    """Cost limit, instead of the task family's own."""
-    limit_on: Literal["discounted", "undiscounted", "per_step"] | None = None
-    """What the limit bounds: the discounted or undiscounted sum of an episode's costs, or the mean cost of a step."""
-    horizon: int | None = None
-    """Steps of an episode, instead of the task family's own."""
-    out: str | None = None
-    """Folder of the run; new or empty. By default runs/ALGORITHM-TASK-sSEED."""
-    resume: str | None = None
-    """Continue the run in this folder from its last checkpoint, bit for bit."""
-    config: str | None = None
-    """Repeat the run that this config.json describes; options override it."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints."""
-    no_adapt: bool = False
-    """Stop when training is done; otherwise a meta-policy is then adapted to unseen tasks."""
-    quiet: bool = False
-    """Show nothing but warnings and errors."""
-    json: bool = False
-    """One JSON object per iteration on standard output, the last one the summary."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `safemeta evaluate`."""
-
-    tasks: int = 20
-    """Number of unseen tasks."""
-    episodes: int | None = None
-    """Fresh episodes per task and policy (100; 20 where physics or environments step on the host)."""
-    split: str = "test"
-    """Which tasks: train, validation or test."""
-    seed: int = 0
-    """Seed of the tasks and episodes."""
-    limit: float | None = None
-    """Cost limit, instead of the tasks' own."""
-    checkpoint: Literal["auto", "best", "last"] = "auto"
-    """Which state: the best if the algorithm names one, else the last."""
-    quiet: bool = False
-    """Show nothing but warnings and errors."""
-    json: bool = False
-    """The report as one JSON object on standard output."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptOptions(EvaluateOptions):
-    """Options of `safemeta adapt`."""
-
-    steps: int = 20
-    """Adaptation steps on each task."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlotOptions:
-    """Options of `safemeta plot`."""
-
-    out: str | None = None
-    """File to draw into (png, pdf or svg). By default plots/training.png in the (first) run's folder."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoOptions:
-    """Options of `safemeta video`."""
-
-    out: str | None = None
-    """File to film into (gif, mp4 or png). By default plots/episode.gif in the run's folder."""
-    split: str = "test"
-    """Which tasks: train, validation or test."""
-    seed: int = 0
-    """Seed of the task and the episode."""
-    steps: int = 0
-    """Adaptation steps on the task before the episode; for meta-policies."""
-    lidar: bool = False
-    """Show what the robot's lidar sees."""
-    frames: int = 150
-    """Number of pictures, evenly spaced over the episode."""
-    fps: int = 20
-    """Pictures per second."""
-    checkpoint: Literal["auto", "best", "last"] = "auto"
-    """Which state: the best if the algorithm names one, else the last."""
-    quiet: bool = False
-    """Show nothing but warnings and errors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ListOptions:
-    """Options of `safemeta list`."""
-
-    json: bool = False
-    """As one JSON object on standard output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     commands = {
-        "train": _train, "adapt": _adapt, "evaluate": _evaluate, "plot": _plot, "video": _video,
+        "train": _train, "adapt": _adapt, "evaluate": _evaluate, "certify": _certify, "plot": _plot, "video": _video,
         "reproduce": _reproduce, "list": _list,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -239,9 +142,11 @@ def _adapt_after_training(folder: Path, budget: str, options: TrainOptions, repo
 def _adapt(arguments: list[str]) -> None:
     from safemeta.experiment import progress
     from safemeta.experiment.adapt import adapt, check_settings
+    from safemeta.experiment.evaluate import check_shield
 
     folder, options = _one_run(arguments, AdaptOptions(), "adapt", "Adapt a trained meta-policy to unseen tasks.")
     check_settings(options.tasks, options.steps, options.episodes, options.seed)
+    check_shield(options.shield, options.index, options.actions)
     reporter = progress.choose(options.quiet, options.json)
     _use_cache(reporter)
     report = adapt(folder, reporter=reporter, **_settings(options))
@@ -262,6 +167,24 @@ def _evaluate(arguments: list[str]) -> None:
         print(json.dumps(report.to_json()))
     elif not options.quiet:
         show(evaluation_table(report))
+
+
+def _certify(arguments: list[str]) -> None:
+    from safemeta.experiment import progress
+    from safemeta.experiment.certify import certify, check_settings
+    from safemeta.experiment.tables import certificate_table, show
+
+    description = "Judge a run's safety index by the states that its policy visits."
+    folder, options = _one_run(arguments, CertifyOptions(), "certify", description)
+    check_settings(options.tasks, options.episodes, options.actions, options.seed)
+    reporter = progress.choose(options.quiet, options.json)
+    _use_cache(reporter)
+    report = certify(folder, reporter=reporter, **_settings(options))
+    if options.json:
+        print(json.dumps(report.to_json()))
+    elif not options.quiet:
+        show(certificate_table(report))
+    reporter.note(f"Picture: {report.picture}")
 
 
 def _plot(arguments: list[str]) -> None:

@@ -20,6 +20,7 @@ from safemeta.experiment.evaluate import (
     LargestCost,
     check_episodes,
     check_finite,
+    check_shield,
     draw_tasks,
     interval,
     judging_episodes,
@@ -30,7 +31,7 @@ from safemeta.experiment.progress import default
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.statistics import bootstrap_columns
 
-FILE, ARRAYS, PICTURE = "adaptation.json", "adaptation.npz", "adaptation.png"
+NAME, SHIELDED_NAME = "adaptation", "adaptation-shield"  # of a .json, an .npz and a .png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class AdaptationReport:
     costs: np.ndarray
     limits: np.ndarray
     picture: Path | None = None
+    shield: dict[str, Any] | None = None
 
     @property
     def before(self) -> Interval:
@@ -73,11 +75,10 @@ class AdaptationReport:
         return all(cost.above_limit == 0 for cost in self.largest_cost)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the arrays."""
+        """Everything but the arrays; `shield` only where there is one."""
+        left_out = ("returns", "costs", "limits", "picture", *(["shield"] if self.shield is None else []))
         content = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("returns", "costs", "limits", "picture")
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in left_out
         }
         content["return_by_step"] = [dataclasses.asdict(each) for each in self.return_by_step]
         content["largest_cost"] = [dataclasses.asdict(each) for each in self.largest_cost]
@@ -96,30 +97,52 @@ def adapt(
     seed: int = 0,
     limit: float | None = None,
     checkpoint: str = "auto",
+    shield: str | None = None,
+    index: str | None = None,
+    actions: int | None = None,
     reporter: Any = None,
 ) -> AdaptationReport:
     """Adapt the run's meta-policy to `tasks` unseen tasks for `steps` steps and judge every policy on the way.
 
     Saves `adaptation.json`, `adaptation.npz` and `plots/adaptation.png` in the run's folder. `limit` replaces the
-    tasks' own limits, for adaptation and judgement alike. Raises `UserError`.
+    tasks' own limits, for adaptation and judgement alike. With `shield="model"` every action, of the episodes that are
+    learned from and of those that judge, passes a filter by the safety index of Table 2 called `index`, with a grid of
+    `actions` per axis; files are then called `adaptation-shield`. Raises `UserError`.
     """
     from safemeta.experiment.plots import draw_adaptation
 
     check_settings(tasks, steps, episodes, seed)
+    check_shield(shield, index, actions)
     run = run if isinstance(run, Run) else load(run, checkpoint)
+    check_meta(run.algorithm)
+    world = run.world if shield is None else _shielded(run, shield, index, actions)
     report = adapt_policies(
-        run.algorithm, run.state, run.world,
+        run.algorithm, run.state, world,
         tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, reporter=reporter,
     )  # fmt: skip
+    name = NAME if shield is None else SHIELDED_NAME
     title = f"{run.name}, iteration {run.iteration}"
     try:
-        write_json(run.folder / FILE, report.to_json())
-        write_atomically(run.folder / ARRAYS, _packed(report))
+        write_json(run.folder / f"{name}.json", report.to_json())
+        write_atomically(run.folder / f"{name}.npz", _packed(report))
         run.plots.mkdir(exist_ok=True)
-        picture = draw_adaptation(report, run.plots / PICTURE, title=title, cost_names=run.world.cmdp.cost_names)
+        picture = draw_adaptation(report, run.plots / f"{name}.png", title=title, cost_names=run.world.cmdp.cost_names)
     except OSError as problem:
         raise writing_failed(problem, run.folder) from problem
     return dataclasses.replace(report, picture=picture)
+
+
+def _shielded(run: Run, shield: str, index: str | None, actions: int | None) -> Any:
+    """The run's world behind a shield."""
+    from safemeta.experiment.shield import ShieldedWorld, shield_of
+
+    return ShieldedWorld(run.world, shield_of(run, shield, index, actions))
+
+
+def check_meta(algorithm: Any) -> None:
+    """Raise `UserError` unless it is a meta-algorithm."""
+    if not hasattr(algorithm, "adapt"):
+        raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
 
 
 def check_settings(tasks: int, steps: int, episodes: int | None, seed: int) -> None:
@@ -146,12 +169,13 @@ def adapt_policies(
     """`adapt` without a run: any meta-algorithm, state and world; nothing is saved."""
     import jax
 
+    from safemeta.experiment.shield import ShieldedWorld
     from safemeta.sim.failures import SimulationError
 
-    if not hasattr(algorithm, "adapt"):
-        raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
+    check_meta(algorithm)
     reporter = reporter or default()
-    episodes = judging_episodes(world, episodes)
+    shield = world.shield if isinstance(world, ShieldedWorld) else None
+    episodes = judging_episodes(world, episodes, shielded=shield is not None)
     key = jax.random.key(seed)
     drawn = draw_tasks(world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
     reporter.note(f"Adapting to {tasks} unseen tasks for {steps} steps ...")
@@ -162,7 +186,10 @@ def adapt_policies(
     except SimulationError as problem:
         raise simulation_failed(problem) from problem
     judging = jax.random.fold_in(key, MEASURE_STREAM)
-    returns, costs = judge(adaptation.policies, world, drawn, judging, steps, episodes, reporter)
+    performances = judge(adaptation.policies, world, drawn, judging, steps, episodes, reporter)
+    returns = np.stack([each.episode_return for each in performances]).astype(float)
+    costs = np.stack([each.costs for each in performances]).astype(float)
+    check_finite(returns, costs)
     limits, per_task = np.asarray(drawn.limits), returns.mean(-1)
     low, high = bootstrap_columns(per_task)
     return AdaptationReport(
@@ -178,13 +205,12 @@ def adapt_policies(
         returns=per_task,
         costs=costs.mean(2),
         limits=limits,
+        shield=None if shield is None else shield.statistics(performances),
     )
 
 
-def judge(
-    policies: Any, world: Any, tasks: Any, key: Any, steps: int, episodes: int, reporter: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[steps + 1, tasks, episodes]` and costs `[..., costs]` of all policies on fresh episodes.
+def judge(policies: Any, world: Any, tasks: Any, key: Any, steps: int, episodes: int, reporter: Any) -> list[Any]:
+    """What the policies of each step achieved on fresh episodes, `[tasks, episodes]`.
 
     Each step's policies see other episodes, so that chance does not repeat along the curve. One compiled
     measurement serves all steps.
@@ -197,19 +223,16 @@ def judge(
 
     if world.functional:
         measure = eqx.filter_jit(measure)
-    returns, costs = [], []
+    performances = []
     reporter.begin("Judging on fresh episodes", steps + 1)
     try:
         for step in range(steps + 1):
             policy = jax.tree.map(lambda leaf, step=step: leaf[step] if eqx.is_array(leaf) else leaf, policies)
-            performance = jax.device_get(measure(policy, tasks, jax.random.fold_in(key, step)))
-            returns.append(performance.episode_return)
-            costs.append(performance.costs)
+            performances.append(jax.device_get(measure(policy, tasks, jax.random.fold_in(key, step))))
             reporter.advance(step + 1, {})
     finally:
         reporter.end()
-    check_finite(np.stack(returns), np.stack(costs))
-    return np.stack(returns).astype(float), np.stack(costs).astype(float)
+    return performances
 
 
 def _count_outcomes(adaptation: Any) -> dict[str, int]:

@@ -45,8 +45,8 @@ STYLE: Any = {
 
 
 @contextlib.contextmanager
-def figure(title: str, subtitle: str, panels: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure with `panels` axes side by side under a title and a line that says what is shown.
+def canvas(title: str, subtitle: str, width: float, height: float) -> Iterator[tuple[Any, dict[str, float]]]:
+    """An empty figure (inches) under a title and a line that says what is shown; and the edges of what is left free.
 
     Built without pyplot, which would keep global state and look for a display.
     """
@@ -55,15 +55,20 @@ def figure(title: str, subtitle: str, panels: int) -> Iterator[tuple[Any, list[A
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(1.2 + 4.6 * panels, 4.5))
+        drawing = Figure(figsize=(width, height))
         FigureCanvasAgg(drawing)
-        width, height = drawing.get_size_inches()
         edge = 0.62 / width
         drawing.text(edge, 1 - 0.14 / height, title, fontsize=14, fontweight="bold", va="top")
         drawing.text(edge, 1 - 0.46 / height, subtitle, fontsize=10, color="#555555", va="top")
-        grid = drawing.add_gridspec(
-            1, panels, left=edge, right=1 - 0.25 / width, top=1 - 1.08 / height, bottom=0.58 / height, wspace=0.2
-        )
+        edges = {"left": edge, "right": 1 - 0.25 / width, "top": 1 - 1.08 / height, "bottom": 0.58 / height}
+        yield drawing, edges
+
+
+@contextlib.contextmanager
+def figure(title: str, subtitle: str, panels: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure with `panels` axes side by side under a title and a line that says what is shown."""
+    with canvas(title, subtitle, 1.2 + 4.6 * panels, 4.5) as (drawing, edges):
+        grid = drawing.add_gridspec(1, panels, **edges, wspace=0.2)
         yield drawing, [drawing.add_subplot(grid[0, index]) for index in range(panels)]
 
 
