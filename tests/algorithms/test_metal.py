@@ -47,13 +47,12 @@ def looked_ahead(loss, theta, training, held, multiplier, excess, optimizer=None
     def outer(critic, following):
         return loss(critic, jax.lax.stop_gradient(following) if "multiplier" in stop else following, held)
 
-    gradient, value, following, moved = meta_gradient(jnp.asarray([log_rate]), inner, outer)
-    # against the function itself, not its derivative
-    if not stop:
-        step = 1e-6
-        ends = [outer(i[1], i[0]) for i in (inner(jnp.asarray([log_rate + s * step])) for s in (1, -1))]
-        close(gradient, float(ends[0] - ends[1]) / (2 * step), 1e-8)
-    return gradient, value, following, moved
+    run = jax.jit(lambda eta: meta_gradient(eta, inner, outer))
+    at, step = jnp.asarray([log_rate]), 1e-6
+    found = run(at)
+    if not stop:  # against the outer loss itself
+        close(found[0], float(run(at + step)[1] - run(at - step)[1]) / (2 * step), 1e-8)
+    return found
 
 
 ONE = (np.array([[1.5]]), np.ones(1), np.ones(1), np.array([1.1]))  # x, r, c, Q beyond
@@ -227,8 +226,9 @@ def tiny(**changes):
     return metal.Config(**{**settings, **changes})
 
 
-@pytest.mark.parametrize("inner_step", ["adam", "sgd"])
-@pytest.mark.parametrize("outer_loss", ["critic", "actor", "both"])
+@pytest.mark.parametrize(
+    ("inner_step", "outer_loss"), [("adam", "critic"), ("sgd", "critic"), ("adam", "actor"), ("sgd", "both")]
+)
 def test_the_learners_meta_gradient_is_that_of_finite_differences(inner_step, outer_loss):
     """Two costs, networks, a whole update: the outer loss is read off as a metric at rates a little apart."""
     config = tiny(inner_step=inner_step, outer_loss=outer_loss, critic_rate=0.05)
@@ -256,11 +256,12 @@ def test_one_update_is_algorithm_1():
     learner = metal.MetaLearner(config, CMDP_OF_TWO)
     state, _ = learner.conclude(random_state(learner.init(jax.random.key(0))), jnp.asarray([[0.4, -0.1]]))
     batch = some_steps(config.batch)
-    moved, _ = learner.update(state, batch, jax.random.key(1))
+    moved, _ = eqx.filter_jit(learner.update)(state, batch, jax.random.key(1))
     expected = np.maximum(0.3 * np.array([0.4, -0.1]), 0)
     close(moved.multiplier, expected)
     part = jax.tree.map(lambda leaf: leaf[config.held_out :], batch)
-    by_hand = d4pg.critic_step(config, state, jnp.asarray(expected), d4pg.evidence(config, state, part))
+    step = eqx.filter_jit(lambda price: d4pg.critic_step(config, state, price, d4pg.evidence(config, state, part)))
+    by_hand = step(jnp.asarray(expected))
     for one, other in zip(jax.tree.leaves(moved.critic), jax.tree.leaves(by_hand.critic), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
     assert float(moved.log_rate[0]) != 0.0
@@ -273,7 +274,6 @@ def test_one_update_is_algorithm_1():
         ({"validation_share": 1.0}, "validation_share"),
         ({"meta_rate": 0.0}, "meta_rate"),
         ({"initial_log_rate": 9.0}, "initial_log_rate"),
-        ({"outer_loss": "policy"}, "outer_loss"),
         ({"multiplier_rate": -1.0}, "multiplier_rate"),
     ],
 )

@@ -17,7 +17,7 @@ from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.replay import Batch, Replay
 from safemeta.algorithms.settings import at_least_one
-from safemeta.core import CMDP, Moment, Transition, World
+from safemeta.core import CMDP, Moment, Tasks, Transition, World
 from safemeta.nets import ModePolicy
 
 
@@ -67,8 +67,8 @@ class Learner(Protocol):
         """What is to be summed over each episode, `[rows]`, beside reward and costs."""
         ...
 
-    def conclude(self, state: Any, violations: Float[Array, " costs"]) -> tuple[Any, Metrics]:
-        """Once per iteration, with the mean over its episodes of cost less limit."""
+    def conclude(self, state: Any, violations: Float[Array, "rows costs"]) -> tuple[Any, Metrics]:
+        """Once per iteration, with cost less limit of each of its episodes."""
         ...
 
 
@@ -108,7 +108,7 @@ class LearningAgent:
         rows, share = self.replay.rows, self.config.steps_per_update
         period, count = max(share // rows, 1), max(rows // share, 1)
         clock = state.clock + 1
-        due = (clock % period == 0) & (clock * rows >= self.config.warm_up) & (clock > 1)
+        due = (clock % period == 0) & (clock * rows >= self.config.warm_up) & (clock >= self.replay.entries)
 
         def go(learner: Any, sums: Metrics) -> tuple[Any, Metrics]:
             def one(carry: tuple[Any, Metrics], key: PRNGKeyArray) -> tuple[tuple[Any, Metrics], None]:
@@ -139,35 +139,48 @@ class OffPolicyAlgorithm:
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
         learner = self.learner(self.config, cmdp)
-        return State(
-            learner.init(key), self._replay.init(cmdp), jnp.zeros((), jnp.int32), jnp.zeros(len(cmdp.cost_names))
-        )
+        replay = self._replay(cmdp).init(cmdp)
+        return State(learner.init(key), replay, jnp.zeros((), jnp.int32), jnp.zeros(len(cmdp.cost_names)))
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
-        return _iterate(self.config, self.learner(self.config, world.cmdp), self._replay, world, state, key)
+        task_key, run_key = jax.random.split(key)
+        return self.iterate_on(state, world, _sample(world, self.config.tasks, task_key), run_key)
 
-    def policy(self, state: State) -> ModePolicy:
+    def iterate_on(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """One iteration on given tasks; with a functional world it may be vmapped over states, tasks and keys."""
+        cmdp = world.cmdp
+        return _iterate(self.config, self.learner(self.config, cmdp), self._replay(cmdp), world, state, tasks, key)
+
+    def policy(self, state: State) -> Any:
         return ModePolicy(state.learner.policy)
 
     def steps_per_iteration(self, cmdp: CMDP) -> int:
         """Environment steps of one iteration."""
-        return self._replay.rows * cmdp.horizon
+        return self.config.tasks * self.config.episodes * cmdp.horizon
 
-    @property
-    def _replay(self) -> Replay:
+    def _replay(self, cmdp: CMDP) -> Replay:
         config = self.config
         return Replay(config.tasks * config.episodes, config.capacity, config.batch)
 
 
 @eqx.filter_jit
+def _sample(world: World, count: int, key: PRNGKeyArray) -> Tasks:
+    return world.sample(key, count, "train")
+
+
+@eqx.filter_jit
 def _iterate(
-    config: OffPolicyConfig, learner: Learner, replay: Replay, world: World, state: State, key: PRNGKeyArray
+    config: OffPolicyConfig,
+    learner: Learner,
+    replay: Replay,
+    world: World,
+    state: State,
+    tasks: Tasks,
+    key: PRNGKeyArray,
 ) -> tuple[State, Metrics]:
     cmdp = world.cmdp
-    task_key, run_key = jax.random.split(key)
-    tasks = world.sample(task_key, config.tasks, "train")
     agent = LearningAgent(config, learner, replay)
-    working, records = world.interact(agent, _working(agent, cmdp, state), tasks, run_key, config.episodes)
+    working, records = world.interact(agent, _working(agent, cmdp, state), tasks, key, config.episodes)
     limits = jnp.repeat(tasks.limits, config.episodes, axis=0)
     following, metrics = _concluded(agent, cmdp, limits, state, working, records)
     return following, {"limit": tasks.limits[0, 0]} | metrics
@@ -208,7 +221,7 @@ def _concluded(
     valid = records.pop("valid")
     reward, costs = records.pop("reward"), records.pop("costs") * valid[..., None]
     limited = jnp.sum(cmdp.cost_weights(costs.dtype)[:, None, None] * costs, axis=0)
-    learner, concluded = agent.learner.conclude(working.learner, (limited - limits).mean(0))
+    learner, concluded = agent.learner.conclude(working.learner, limited - limits)
     steps = state.steps + jnp.asarray(valid.size, jnp.int32)
     total = state.total_cost + costs.sum((0, 1))
     metrics = {
@@ -217,7 +230,7 @@ def _concluded(
         **named(cmdp, {"cost": limited.mean(0), "cost_rate": total / steps}),
         **{name: jnp.sum(values * valid, axis=0).mean() for name, values in records.items()},
         "updates": working.updates,
-        **{name: total / jnp.maximum(working.updates, 1) for name, total in working.sums.items()},
+        **named(cmdp, {name: total / jnp.maximum(working.updates, 1) for name, total in working.sums.items()}),
         **named(cmdp, concluded),
     }
     return State(learner, agent.replay.close(working.replay, working.last), steps, total), metrics

@@ -32,6 +32,7 @@ class Entry:
     meta: bool = False  # it can adapt to unseen tasks
     config: str = "Config"
     algorithm: str = "Algorithm"
+    presets: str = "PRESETS"
 
     def load(self) -> AlgorithmModule:
         """Import the module (and JAX with it)."""
@@ -41,7 +42,7 @@ class Entry:
             meta=self.meta,
             config=getattr(module, self.config),
             algorithm=getattr(module, self.algorithm),
-            presets=dict(getattr(module, "PRESETS", {})),
+            presets=dict(getattr(module, self.presets, {})),
             iterations={**FALLBACK_ITERATIONS, **getattr(module, "ITERATIONS", {})},
         )
 
@@ -128,6 +129,34 @@ ALGORITHMS: dict[str, Entry] = {
             "sac-lagrangian",
             "soft actor-critic on the reward less the costs at the prices of their Lagrange multipliers",
             "safemeta.algorithms.sac_lagrangian",
+        ),
+        Entry(
+            "metal",
+            "MetaL: RC-D4PG whose multiplier's learning rate follows a meta-gradient",
+            "safemeta.algorithms.metal",
+            algorithm="MetaL",
+        ),
+        Entry(
+            "rc-d4pg",
+            "D4PG on the reward less the costs at the prices of their Lagrange multipliers, which follow past episodes",
+            "safemeta.algorithms.d4pg",
+            config="ConstrainedConfig",
+            algorithm="Constrained",
+            presets="CONSTRAINED_PRESETS",
+        ),
+        Entry(
+            "rs-d4pg",
+            "D4PG on the reward less the costs at fixed prices",
+            "safemeta.algorithms.d4pg",
+            config="FixedConfig",
+            algorithm="Fixed",
+            presets="FIXED_PRESETS",
+        ),
+        Entry(
+            "d4pg",
+            "D4PG: an off-policy actor-critic with a distribution of returns, costs ignored",
+            "safemeta.algorithms.d4pg",
+            config="D4pgConfig",
         ),
         Entry(
             "projected-gradient",

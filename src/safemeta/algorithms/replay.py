@@ -85,8 +85,12 @@ class Replay:
             ),
         )
 
+    @property
+    def entries(self) -> int:
+        """How many neighbouring entries are drawn together: so many there must be before `sample`."""
+        return 2
+
     def sample(self, state: Any, key: PRNGKeyArray) -> Batch:
-        """Needs two entries at least."""
         pair = self._buffer.sample(state, key).experience
         first, second = (jax.tree.map(lambda leaf, at=at: leaf[:, at], pair) for at in (0, 1))
         return Batch(
@@ -110,8 +114,8 @@ class Replay:
         return flashbax.make_trajectory_buffer(
             add_batch_size=self.rows,
             sample_batch_size=self.batch,
-            sample_sequence_length=2,
+            sample_sequence_length=self.entries,
             period=1,
-            min_length_time_axis=2,
+            min_length_time_axis=self.entries,
             max_length_time_axis=length,
         )

@@ -138,8 +138,9 @@ class LagrangianLearner:
     def watch(self, state: State, step: Transition) -> Metrics:
         return {}
 
-    def conclude(self, state: State, violations: Float[Array, " costs"]) -> tuple[State, Metrics]:
+    def conclude(self, state: State, violations: Float[Array, "rows costs"]) -> tuple[State, Metrics]:
         """The multipliers' step."""
+        violations = violations.mean(0)
         multipliers = advance(self.config, state.multipliers, violations)
         price = prices(self.config, multipliers, violations)
         metrics = {"multiplier": multipliers.value, "temperature": jnp.exp(state.actor.log_temperature)}
