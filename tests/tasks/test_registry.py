@@ -36,7 +36,8 @@ def test_defaults_are_those_of_the_papers():
     assert make("point-circle-1").cmdp == CMDP(28, 2, 500, costs, (25.0,), 0.99, "undiscounted")
     navigation = CMDP(4, 2, 100, ("outside", "obstacle"), (1.0, 2.0), 0.99, "discounted")
     assert make("point-mass").cmdp == navigation
-    assert make("collision-avoidance").cmdp == CMDP(5, 2, 120, ("collision",), (0.0,), 0.99, "undiscounted")
+    seen = (("clearance", (1, 2)),)
+    assert make("collision-avoidance").cmdp == CMDP(5, 2, 120, ("collision",), (0.0,), 0.99, "undiscounted", seen, 0.5)
     assert make("realworld-cartpole").cmdp == CMDP(5, 1, 1000, ("slider_pos",), (0.115,), 0.99, "per_step")
 
 

@@ -33,7 +33,7 @@ from safemeta.algorithms.n_step import MultiStepBatch, SequenceReplay
 from safemeta.algorithms.off_policy import OffPolicyAlgorithm, when
 from safemeta.algorithms.off_policy import State as TrainingState
 from safemeta.algorithms.sac import descend, fresh
-from safemeta.core import CMDP, Tasks, Transition, World
+from safemeta.core import CMDP, InteractiveWorld, Tasks, Transition
 from safemeta.nets import CategoricalValue, DeterministicPolicy
 
 PENALTY = 1000.0  # kappa: return that a unit of overshoot costs (MetaL, section 5)
@@ -273,7 +273,7 @@ class Algorithm(OffPolicyAlgorithm):
         return super().init(key, cmdp)
 
     def iterate_on(
-        self, state: TrainingState, world: World, tasks: Tasks, key: PRNGKeyArray
+        self, state: TrainingState, world: InteractiveWorld, tasks: Tasks, key: PRNGKeyArray
     ) -> tuple[TrainingState, Metrics]:
         """As of any off-policy learner; `penalised_return` is the return less 1000 times the overshoot of all costs."""
         state, metrics = super().iterate_on(state, world, tasks, key)

@@ -17,7 +17,7 @@ from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.replay import Batch, Replay
 from safemeta.algorithms.settings import at_least_one
-from safemeta.core import CMDP, Moment, Tasks, Transition, World
+from safemeta.core import CMDP, InteractiveWorld, Moment, Tasks, Transition
 from safemeta.nets import ModePolicy
 
 
@@ -142,11 +142,13 @@ class OffPolicyAlgorithm:
         replay = self._replay(cmdp).init(cmdp)
         return State(learner.init(key), replay, jnp.zeros((), jnp.int32), jnp.zeros(len(cmdp.cost_names)))
 
-    def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def iterate(self, state: State, world: InteractiveWorld, key: PRNGKeyArray) -> tuple[State, Metrics]:
         task_key, run_key = jax.random.split(key)
         return self.iterate_on(state, world, _sample(world, self.config.tasks, task_key), run_key)
 
-    def iterate_on(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def iterate_on(
+        self, state: State, world: InteractiveWorld, tasks: Tasks, key: PRNGKeyArray
+    ) -> tuple[State, Metrics]:
         """One iteration on given tasks; with a functional world it may be vmapped over states, tasks and keys."""
         cmdp = world.cmdp
         return _iterate(self.config, self.learner(self.config, cmdp), self._replay(cmdp), world, state, tasks, key)
@@ -164,7 +166,7 @@ class OffPolicyAlgorithm:
 
 
 @eqx.filter_jit
-def _sample(world: World, count: int, key: PRNGKeyArray) -> Tasks:
+def _sample(world: InteractiveWorld, count: int, key: PRNGKeyArray) -> Tasks:
     return world.sample(key, count, "train")
 
 
@@ -173,7 +175,7 @@ def _iterate(
     config: OffPolicyConfig,
     learner: Learner,
     replay: Replay,
-    world: World,
+    world: InteractiveWorld,
     state: State,
     tasks: Tasks,
     key: PRNGKeyArray,

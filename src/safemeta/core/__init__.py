@@ -1,7 +1,7 @@
 """The vocabulary: what a constrained task is, and the data that flows."""
 
 from safemeta.core.advantages import discounted_returns, generalized_advantage
-from safemeta.core.cmdp import CMDP, LimitOn, Policy, Tasks, World, violated
+from safemeta.core.cmdp import CMDP, InteractiveWorld, LimitOn, Policy, Tasks, World, violated
 from safemeta.core.elimination import solve_without_pivots
 from safemeta.core.interaction import Agent, Look, Moment, Signals, Transition
 from safemeta.core.normalizer import Normalizer
@@ -10,6 +10,7 @@ from safemeta.core.trajectory import Performance, Trajectory
 __all__ = [
     "CMDP",
     "Agent",
+    "InteractiveWorld",
     "LimitOn",
     "Look",
     "Moment",

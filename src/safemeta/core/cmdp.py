@@ -106,6 +106,10 @@ class World(Protocol):
         self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
     ) -> Performance: ...
 
+
+class InteractiveWorld(World, Protocol):
+    """A world that can also be met step by step, as off-policy learners do."""
+
     def interact(self, agent: Agent, state: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> tuple[Any, Any]:
         """One episode in each row, step by step with an agent: its last state, and its records `[time, ...]`."""
         ...
