@@ -50,14 +50,11 @@ def gradient_steps(config: fac_sis.Config) -> Callable[[], object]:
 
     @eqx.filter_jit
     def run(learned: Any, kept: Any) -> Any:
-        def one(learned: Any, key: Any) -> tuple[Any, None]:
-            sample_key, update_key = jax.random.split(key)
-            return learner.update(learned, replay.sample(kept, sample_key), update_key)[0], None
-
         arrays, static = eqx.partition(learned, eqx.is_array)
 
         def step(arrays: Any, key: Any) -> tuple[Any, None]:
-            moved, _ = one(eqx.combine(arrays, static), key)
+            sample_key, update_key = jax.random.split(key)
+            moved, _ = learner.update(eqx.combine(arrays, static), replay.sample(kept, sample_key), update_key)
             return eqx.filter(moved, eqx.is_array), None
 
         return jax.lax.scan(step, arrays, jax.random.split(jax.random.key(2), STEPS))[0]

@@ -184,3 +184,14 @@ def test_the_package_offers_the_same_verbs():
     assert safemeta.make("dummy-task").cmdp.horizon == 7
     with pytest.raises(AttributeError, match="nothing"):
         _ = safemeta.nothing
+
+
+def test_the_commands_know_the_safety_indices_by_name():
+    from typing import get_args
+
+    from safemeta.algorithms.fac_sis import Config
+    from safemeta.certificates import INDICES
+    from safemeta.experiment.options import Index
+
+    assert get_args(Index) == tuple(INDICES)
+    assert get_args(Config.__annotations__["index"]) == tuple(INDICES)

@@ -45,7 +45,7 @@ def some_steps(count, seed=0):
         jnp.asarray(np.abs(draw(size=(count, 2)))),
         jnp.asarray(draw(size=(count, 3))),
         jnp.asarray([True, False] * (count // 2)),
-        jnp.asarray([1.0] * (count - 2) + [0.0, 1.0]),
+        jnp.asarray([True] * (count - 2) + [False, True]),
         {},
         {},
         jnp.asarray([0.0, 0.9] * (count // 2)),
@@ -154,11 +154,11 @@ def test_sums_of_several_steps_are_those_of_a_plain_loop(x64, steps):
         found = multi_step(jax.tree.map(lambda leaf, at=places: leaf[at], whole), gamma)
         for index, start in enumerate(starts):
             if not line[start][4]:
-                assert float(found.weight[index]) == 0
+                assert float(found.valid[index]) == 0
                 continue
             reward, costs, following, over, discount = expected[line[start][0]]
             met.add(line[start][0])
-            assert float(found.weight[index]) == 1
+            assert float(found.valid[index]) == 1
             assert float(found.reward[index]) == pytest.approx(reward, abs=1e-12)
             np.testing.assert_allclose(found.costs[index], costs, atol=1e-12)
             assert float(found.next_observation[index, 0]) == following
@@ -196,7 +196,7 @@ def test_replayed_sequences_do_not_leak_through_the_buffers_end():
             state = replay.add(state, last)
         state = replay.close(state, last)
     batch = replay.sample(state, jax.random.key(0))
-    counts = np.asarray(batch.weight) > 0
+    counts = np.asarray(batch.valid) > 0
     place = np.asarray(batch.observation)[counts, 0] % 100
     made = np.minimum(3, 4 - place)
     np.testing.assert_array_equal(
@@ -228,7 +228,7 @@ def test_what_the_critic_is_trained_on_by_hand(x64):
         values = shaped + float(batch.discount[i]) * np.linspace(-2, 2, 7)
         target = projected_by_hand(config.categories, values, probabilities)
         logits = np.asarray(critic(batch.observation[i], batch.action[i]))
-        total -= float(batch.weight[i]) * target @ (logits - np.log(np.exp(logits).sum()))
+        total -= float(batch.valid[i]) * target @ (logits - np.log(np.exp(logits).sum()))
     assert float(found) == pytest.approx(total / 5, abs=1e-10)
 
 

@@ -52,11 +52,11 @@ def test_the_multipliers_gradient_is_constraint_times_its_own(x64):
         )
         for o in batch.observation
     ]
-    total = float(batch.weight.sum())
+    total = float(batch.valid.sum())
     for index, leaf in enumerate(jax.tree.leaves(eqx.filter(found, eqx.is_array))):
         rows = [jax.tree.leaves(eqx.filter(g, eqx.is_array))[index] for g in by_row]
         expected = (
-            -sum(float(w) * float(c) * np.asarray(g) for w, c, g in zip(batch.weight, constraint, rows, strict=True))
+            -sum(float(w) * float(c) * np.asarray(g) for w, c, g in zip(batch.valid, constraint, rows, strict=True))
             / total
         )
         np.testing.assert_allclose(leaf, expected, atol=1e-12)
@@ -80,7 +80,7 @@ def test_the_indexs_gradient_is_that_of_finite_differences(x64, kind):
         constraint = np.maximum(delta_by_hand(sigma, k, n), -0.001)
         weight = np.asarray(multiplier(batch.observation)) if kind == "weighted" else np.ones(6)
         value = weight * constraint if kind == "weighted" else np.maximum(constraint, 0)
-        return np.sum(np.asarray(batch.weight) * value) / np.asarray(batch.weight).sum()
+        return np.sum(np.asarray(batch.valid) * value) / np.asarray(batch.valid).sum()
 
     at, step = np.array([0.3, 0.9, 1.3]), 1e-6
     for position, found in enumerate((gradient.sigma, gradient.k[0], gradient.n)):

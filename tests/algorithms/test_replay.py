@@ -47,7 +47,7 @@ def filled(episodes, capacity=1000):
 def test_every_transition_that_counts_is_one_that_was_made(episodes, capacity):
     replay, state = filled(episodes, capacity)
     batch = replay.sample(state, jax.random.key(0))
-    counts = np.asarray(batch.weight) > 0
+    counts = np.asarray(batch.valid) > 0
     observation = np.asarray(batch.observation)[:, 0]
     np.testing.assert_allclose(batch.next_observation[counts, 0], observation[counts] + 1)
     np.testing.assert_allclose(batch.action[counts, 0], 10 * observation[counts])
@@ -78,11 +78,11 @@ def test_rows_that_have_ended_do_not_count():
     state = replay.close(state, step([1.0, 2.0, 3.0], valid=False))
     batch = replay.sample(state, jax.random.key(0))
     first = np.asarray(batch.observation[:, 0] - jnp.round(batch.action[:, 0] / 10)) == 0
-    np.testing.assert_array_equal(np.asarray(batch.weight) > 0, np.asarray(batch.terminated) & first)
+    np.testing.assert_array_equal(np.asarray(batch.valid) > 0, np.asarray(batch.terminated) & first)
 
 
 def test_the_mean_is_that_of_what_counts():
     replay, state = filled(1)
     batch = replay.sample(state, jax.random.key(1))
-    counts = np.asarray(batch.weight) > 0
+    counts = np.asarray(batch.valid) > 0
     assert float(batch.mean(batch.reward)) == pytest.approx(float(np.asarray(batch.reward)[counts].mean()), rel=1e-5)

@@ -28,7 +28,7 @@ def some_batch(seed=0, count=6, observation=3, action=2):
         jnp.asarray(np.abs(draw(size=(count, 1)))),
         jnp.asarray(draw(size=(count, observation))),
         jnp.asarray([True, False] * (count // 2)),
-        jnp.asarray([1.0] * (count - 2) + [0.0, 1.0]),
+        jnp.asarray([True] * (count - 2) + [False, True]),
         {},
         {},
     )

@@ -19,13 +19,14 @@ from safemeta.cli import main
 from safemeta.core import Moment
 from safemeta.experiment import certificate_sets, run_certificate
 from safemeta.experiment.certified_episodes import Visited, binding, noiseless
-from safemeta.experiment.certify import Share, certify, judged
+from safemeta.experiment.certify import Share, certify, findings
 from safemeta.experiment.config import RunConfig, TaskConfig
 from safemeta.experiment.errors import UserError
 from safemeta.experiment.run import Run
-from safemeta.experiment.run_certificate import certificate_of, drawn, grid_of, grid_points
+from safemeta.experiment.run_certificate import certificate_of, grid_of, grid_points
 from safemeta.experiment.statistics import binomial_interval
 from safemeta.nets import GaussianPolicy
+from safemeta.sim.batched import act_on_rows
 from safemeta.tasks.collision_avoidance import CollisionAvoidance, UnicycleState, advance
 
 SMALL = fac_sis.Config(hidden=(8,), tasks=2, capacity=64, batch=4, warm_up=4, steps_per_update=2)
@@ -122,7 +123,7 @@ def test_shares_of_trajectories_by_hand():
         valid, np.zeros((2, 3, 5)), zeros, np.ones((2, 3, 1)) * [[[0], [0], [0]], [[1], [0], [1]]], grid,
         zeros + 0.5, delta, zeros, delta, np.zeros((2, 3, 2)), arrived, distance,
     )  # fmt: skip
-    found = judged(visited, safemeta.make("collision-avoidance", horizon=2).cmdp, 0.7)
+    found = findings(visited, safemeta.make("collision-avoidance", horizon=2).cmdp, 0.7)
     assert vars(found["states"]) == {
         "visited": 5, "feasible": 4, "infeasible": 1, "missed": 0, "violations": 2, "avoidable": 1,
         "feasible_share": 0.8, "violation_share": 0.4, "safe_actions": 0.5,
@@ -144,9 +145,9 @@ def test_the_simulator_is_asked_in_parts_and_nothing_changes(run, monkeypatch):
 
     moment = Moment(jnp.zeros((2, 5)), {"clearance": jnp.ones((2, 1, 2))}, look)
     candidates = grid_of(jnp.zeros((2, 2)), 4)
-    whole = run_certificate.judged(index, 0.0, moment, candidates).violation
+    whole = run_certificate.look_ahead(index, 0.0, moment, candidates).violation
     monkeypatch.setattr(run_certificate, "SEEN_AT_ONCE", 10)
-    parts = run_certificate.judged(index, 0.0, moment, candidates).violation
+    parts = run_certificate.look_ahead(index, 0.0, moment, candidates).violation
     assert asked == [16, 5, 5, 5, 1]
     np.testing.assert_allclose(parts, whole)
 
@@ -174,9 +175,9 @@ class Drawing(eqx.Module):
 
 def test_policies_per_task_act_on_their_own_rows():
     policies = Drawing(jnp.array([[0.0, 100.0], [200.0, 300.0]]))
-    observation, key = jax.random.normal(jax.random.key(1), (6, 3)), jax.random.key(2)
-    found, log_prob = drawn(policies, observation, key, tasks=2)
-    shared, _ = drawn(Drawing(jnp.zeros(2)), observation, key)
+    observation, keys = jax.random.normal(jax.random.key(1), (6, 3)), jax.random.split(jax.random.key(2), 6)
+    found, log_prob = act_on_rows(policies, observation, keys, tasks=2)
+    shared, _ = act_on_rows(Drawing(jnp.zeros(2)), observation, keys)
     np.testing.assert_allclose(found - shared, [[0, 100]] * 3 + [[200, 300]] * 3, atol=1e-4)
     np.testing.assert_allclose(log_prob, observation.sum(1), rtol=1e-6)
 

@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import binomtest
 
 from safemeta.certificates import INDICES, SafetyIndex
+from safemeta.certificates.reachability import Inclusion
 from safemeta.experiment.evaluate import Interval
 from safemeta.experiment.run import fresh
 from safemeta.papers import fac_sis, fac_sis_claims, fac_sis_custom, fac_sis_geometry, fac_sis_plan, registry
 from safemeta.papers.claims import CONTRADICTED, NOT_REPRODUCED, REPRODUCED
-from safemeta.papers.fac_sis_geometry import Counts
 from safemeta.papers.fac_sis_runs import Watch, Watched, WatchedGroup, WatchedTrial, gather, save
 from safemeta.papers.fac_sis_watcher import infeasible_cells
 from safemeta.papers.plan import Request
@@ -300,7 +300,7 @@ def test_verdicts_on_table_3():
 
 def test_verdicts_on_sets():
     def sets(name, flipped, inside, well_inside):
-        found = {(name, flipped, speed): Counts(0.9, 0.01, 1000, inside, well_inside) for speed in (2.0, 4.0)}
+        found = {(name, flipped, speed): Inclusion(1111, 1000, 11, inside, well_inside) for speed in (2.0, 4.0)}
         return verdicts(fac_sis_claims.sets(found))
 
     assert sets("phi_SIS", False, 0, 0) == [REPRODUCED]

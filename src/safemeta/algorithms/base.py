@@ -53,3 +53,15 @@ class MetaAlgorithm(Algorithm, Protocol):
     """An algorithm that can adapt to unseen tasks."""
 
     def adapt(self, state: Any, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation: ...
+
+
+def named(cmdp: CMDP, values: Metrics) -> Metrics:
+    """Scalars stay; a vector over costs becomes `name` for the first cost and `name/COST` for each other one."""
+    found = {}
+    for name, value in values.items():
+        if value.ndim == 0:
+            found[name] = value
+            continue
+        found[name] = value[0]
+        found |= {f"{name}/{cost}": value[index] for index, cost in enumerate(cmdp.cost_names[1:], 1)}
+    return found

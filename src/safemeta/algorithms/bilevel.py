@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.algorithms.base import Adaptation, Metrics
+from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
-from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.settings import init_policy
 from safemeta.algorithms.surrogate import Samples, make_samples, state_weight, surrogate
 from safemeta.core import CMDP, Tasks, Trajectory, World

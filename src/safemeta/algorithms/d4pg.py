@@ -29,10 +29,11 @@ from safemeta.algorithms.d4pg_config import (
     FixedConfig,
     support_doubt,
 )
+from safemeta.algorithms.descent import descend, fresh
+from safemeta.algorithms.descent import descent as descent_at
 from safemeta.algorithms.n_step import MultiStepBatch, SequenceReplay
-from safemeta.algorithms.off_policy import OffPolicyAlgorithm, when
+from safemeta.algorithms.off_policy import OffPolicyAlgorithm, every
 from safemeta.algorithms.off_policy import State as TrainingState
-from safemeta.algorithms.sac import descend, fresh
 from safemeta.core import CMDP, InteractiveWorld, Tasks, Transition
 from safemeta.nets import CategoricalValue, DeterministicPolicy
 
@@ -120,8 +121,8 @@ class D4pgLearner:
         policy, optimizer, policy_metrics = policy_step(self.config, state, self.training(batch))
         state = eqx.tree_at(lambda s: (s.policy, s.policy_optimizer), state, (policy, optimizer))
         state, metrics = self.appraise(state, batch, key)
-        count = state.count + 1
-        state, _ = when(count % self.config.target_period == 0, renewed, eqx.tree_at(lambda s: s.count, state, count))
+        state = eqx.tree_at(lambda s: s.count, state, state.count + 1)
+        state, _ = every(self.config.target_period, state.count, renewed, state)
         return state, metrics | policy_metrics
 
     def training(self, batch: MultiStepBatch) -> MultiStepBatch:
@@ -225,7 +226,7 @@ def descent(config: D4pgConfig, rate: float) -> optax.GradientTransformation:
     The tiny number under Adam's root is far below its epsilon; without it, a parameter whose gradient has always been
     zero would have an infinite derivative, and the meta-gradient be NaN.
     """
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate, eps_root=1e-30))
+    return descent_at(rate, config.gradient_clip, eps_root=1e-30)
 
 
 def action_loss(

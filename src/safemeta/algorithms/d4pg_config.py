@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from safemeta.algorithms.categorical import Support
 from safemeta.algorithms.off_policy import OffPolicyConfig
-from safemeta.algorithms.settings import at_least_one, positive, zero_or_more
+from safemeta.algorithms.settings import at_least_one, layers, positive, zero_or_more
 from safemeta.core import CMDP
 
 
@@ -37,10 +37,7 @@ class D4pgConfig(OffPolicyConfig):
         at_least_one(self, "n_step", "target_period")
         positive(self, "policy_rate", "critic_rate", "gradient_clip")
         zero_or_more(self, "noise")
-        if not self.critic_hidden or min(self.critic_hidden) < 1:
-            raise ValueError(
-                f"critic_hidden must name at least one layer of one unit or more, not {self.critic_hidden}."
-            )
+        layers(self, "critic_hidden")
         if self.atoms < 2:
             raise ValueError(f"atoms must be at least 2, not {self.atoms}.")
         if not -float("inf") < self.support[0] < self.support[1] < float("inf"):

@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from safemeta.algorithms.base import Adaptation, Metrics
+from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.dual_adaptation import OUTCOME_NAMES, Evidence, adapt_once
 from safemeta.algorithms.dual_config import ITERATIONS, PRESETS, Config
 from safemeta.algorithms.dual_meta import MetaBatch, meta_step
 from safemeta.algorithms.estimation import episode_return, limited_costs
-from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, World
 from safemeta.nets import GaussianPolicy

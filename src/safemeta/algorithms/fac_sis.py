@@ -13,29 +13,27 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.off_policy import OffPolicyAlgorithm, when
+from safemeta.algorithms.descent import Rate, descend, descent, fresh
+from safemeta.algorithms.off_policy import OffPolicyAlgorithm, every
 from safemeta.algorithms.replay import Batch
 from safemeta.algorithms.sac import (
-    Rate,
+    FAST,
     SacConfig,
-    SoftActorCritic,
+    SacLearner,
+    SacState,
     critic_step,
-    descend,
-    descent,
-    fresh,
     init_actor_critic,
     policy_step,
     regress,
 )
 from safemeta.algorithms.settings import at_least_one, one_of, positive, zero_or_more
 from safemeta.certificates import DEFAULT_BOX, INDICES, RELEASED_BOX, SafetyIndex
-from safemeta.core import CMDP, Transition
-from safemeta.nets import ActionValue, MultiplierNetwork, SquashedPolicy
+from safemeta.core import CLEARANCE, CMDP, Transition
+from safemeta.nets import ActionValue, MultiplierNetwork
 
-CLEARANCE = "clearance"  # the signal that an index is computed from
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 750}
 
 
@@ -91,15 +89,9 @@ PRESETS = {
         policy_interval=2,
         action_scale=10.0,
     ),
-    # For runs of minutes: rates ten times the paper's and more, and a multiplier that starts where it can be felt.
+    # A multiplier that moves fast, and starts where it can be felt.
     "fast": Config(
-        hidden=(64, 64),
-        capacity=200_000,
-        warm_up=1000,
-        policy_interval=2,
-        policy_rate=(3e-4, 1e-4, 100_000),
-        critic_rate=(3e-4, 1e-4, 200_000),
-        temperature_rate=(3e-4, 3e-4, 100_000),
+        **FAST,
         multiplier_rate=(3e-4, 3e-4, 100_000),
         initial_bias=-2.0,
         index_rate=(1e-4, 1e-5, 5000),
@@ -107,53 +99,41 @@ PRESETS = {
 }
 
 
-class State(eqx.Module):
+class State(SacState):
     """Actor-critic, constraint critic, multiplier network and index, with their optimizers."""
 
-    actor: SoftActorCritic
     constraint: ActionValue  # Q_phi
     multiplier: MultiplierNetwork
     index: SafetyIndex
     constraint_optimizer: Any
     multiplier_optimizer: Any
     index_optimizer: Any
-    count: Int[Array, ""]  # gradient steps of the critics
-
-    @property
-    def policy(self) -> SquashedPolicy:
-        return self.actor.policy
 
 
 @dataclass(frozen=True)
-class FacLearner:
+class FacLearner(SacLearner):
     """See the module's docstring. Raises ValueError on a task without obstacles."""
 
     config: Config
-    cmdp: CMDP
 
     def init(self, key: PRNGKeyArray) -> State:
         config, cmdp = self.config, self.cmdp
         actor_key, constraint_key, multiplier_key = jax.random.split(key, 3)
         index = initial_index(config, cmdp)
-        constraint = ActionValue.create(
-            cmdp.observation_size, cmdp.action_size, constraint_key, hidden=config.hidden, scale=config.action_scale
-        )
+        constraint, constraint_optimizer = self.further_critic(constraint_key)
         multiplier = MultiplierNetwork.create(
             cmdp.observation_size, multiplier_key, hidden=config.hidden, initial_bias=config.initial_bias
         )
         return State(
-            init_actor_critic(config, cmdp, actor_key),
-            constraint,
-            multiplier,
-            index,
-            fresh(descent(config.critic_rate, config.gradient_clip), constraint),
-            fresh(descent(config.multiplier_rate, config.multiplier_clip), multiplier),
-            fresh(descent(config.index_rate, config.gradient_clip), index),
-            jnp.zeros((), jnp.int32),
+            actor=init_actor_critic(config, cmdp, actor_key),
+            count=jnp.zeros((), jnp.int32),
+            constraint=constraint,
+            multiplier=multiplier,
+            index=index,
+            constraint_optimizer=constraint_optimizer,
+            multiplier_optimizer=fresh(descent(config.multiplier_rate, config.multiplier_clip), multiplier),
+            index_optimizer=fresh(descent(config.index_rate, config.gradient_clip), index),
         )
-
-    def act(self, state: State, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
-        return state.policy.sample(observation, key)[0]
 
     def update(self, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """One step of the critics, and of what else is due (Algorithm 1)."""
@@ -171,24 +151,24 @@ class FacLearner:
             state,
             (actor, constraint, constraint_state, count + 1),
         )
-        state, paid = when(count % config.policy_interval == 0, lambda s: self._policy(s, batch, policy_key), state)
-        state, priced = when(
-            count % config.multiplier_interval == 0, lambda s: self._multiplier(s, batch, multiplier_key), state
+
+        state, paid = every(config.policy_interval, count, lambda s: self._policy(s, batch, policy_key), state)
+        state, priced = every(
+            config.multiplier_interval, count, lambda s: self._multiplier(s, batch, multiplier_key), state
         )
         metrics |= {**paid, **priced}
         if config.learn_index:
-            due = (count % config.index_interval == 0) & (count >= config.index_after)
-            state, tuned = when(due, lambda s: self._index(s, batch), state)
+            interval, after = config.index_interval, config.index_after
+            state, tuned = every(interval, count, lambda s: self._index(s, batch), state, after)
             metrics |= tuned
         return state, metrics
 
     def _policy(self, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
         def price(observation: Array, action: Array) -> Array:
-            return jax.lax.stop_gradient(state.multiplier(observation)) * state.constraint(observation, action)
+            return state.multiplier(observation) * state.constraint(observation, action)
 
         actor, metrics = policy_step(self.config, state.actor, price, batch, key)
-        interval = self.config.policy_interval
-        return eqx.tree_at(lambda s: s.actor, state, actor), {k: interval * v for k, v in metrics.items()}
+        return eqx.tree_at(lambda s: s.actor, state, actor), metrics
 
     def _multiplier(self, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
         config = self.config
@@ -200,7 +180,7 @@ class FacLearner:
         multiplier, optimizer_state = descend(optimizer, gradient, state.multiplier_optimizer, state.multiplier)
         value = batch.mean(multiplier(batch.observation))
         moved = eqx.tree_at(lambda s: (s.multiplier, s.multiplier_optimizer), state, (multiplier, optimizer_state))
-        return moved, {"multiplier": config.multiplier_interval * value}
+        return moved, {"multiplier": value}
 
     def _index(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         config = self.config
@@ -208,7 +188,7 @@ class FacLearner:
         optimizer = descent(config.index_rate, config.gradient_clip)
         index, optimizer_state = descend(optimizer, gradient, state.index_optimizer, state.index)
         moved = eqx.tree_at(lambda s: (s.index, s.index_optimizer), state, (index, optimizer_state))
-        return moved, {"index_loss": config.index_interval * value}
+        return moved, {"index_loss": value}
 
     def watch(self, state: State, step: Transition) -> Metrics:
         """`violations`: steps that broke the safe-action constraint (Figure 4)."""

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.base import Metrics, named
 from safemeta.algorithms.estimation import episode_return, limited_costs
-from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.score_function import divergence, score_estimate
 from safemeta.algorithms.settings import (
     at_least_one,

@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from safemeta.algorithms.base import Adaptation, Metrics
+from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.estimation import episode_return, limited_costs
 from safemeta.algorithms.fisar_config import Config
 from safemeta.algorithms.fisar_optimizer import direction, learned, optimizer
-from safemeta.algorithms.on_policy import named
 from safemeta.algorithms.score_function import ScoreEstimate, divergence, score_estimate
 from safemeta.algorithms.settings import init_policy
 from safemeta.core import CMDP, Tasks, Trajectory, World

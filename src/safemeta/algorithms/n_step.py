@@ -43,7 +43,7 @@ def multi_step(sequence: Entry, discount: float) -> MultiStepBatch:
         costs=jnp.sum(weights[..., None] * sequence.costs[:, :steps], axis=1),
         next_observation=sequence.observation[rows, made],
         terminated=terminated,
-        weight=first.valid.astype(dtype),
+        valid=first.valid,
         signals=first.signals,
         next_signals=jax.tree.map(lambda leaf: leaf[rows, made], sequence.signals),
         discount=jnp.where(terminated, 0, jnp.asarray(discount, dtype) ** made),

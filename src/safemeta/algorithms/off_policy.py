@@ -5,6 +5,7 @@ replay, and the learner takes its share of gradient steps: one per `steps_per_up
 its networks, `update`, and how it acts.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -13,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.on_policy import named
+from safemeta.algorithms.base import Metrics, named
 from safemeta.algorithms.replay import Batch, Replay
-from safemeta.algorithms.settings import at_least_one
+from safemeta.algorithms.settings import at_least_one, layers
 from safemeta.core import CMDP, InteractiveWorld, Moment, Tasks, Transition
 from safemeta.nets import ModePolicy
 
@@ -38,8 +38,7 @@ class OffPolicyConfig:
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         at_least_one(self, "tasks", "episodes", "capacity", "batch", "steps_per_update", "warm_up")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of one unit or more, not {self.hidden}.")
+        layers(self, "hidden")
         rows, share = self.tasks * self.episodes, self.steps_per_update
         if rows % share and share % rows:
             raise ValueError(
@@ -196,17 +195,7 @@ def _working(agent: LearningAgent, cmdp: CMDP, state: State) -> Working:
     _, metrics = eqx.filter_eval_shape(agent.learner.update, state.learner, shown, key)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
     row = jax.tree.map(lambda leaf: jnp.zeros((replay.rows, *leaf.shape[1:]), leaf.dtype), shown)
-    last = Transition(
-        row.observation,
-        row.action,
-        row.reward,
-        row.costs,
-        row.next_observation,
-        row.terminated,
-        row.terminated,
-        row.signals,
-        row.next_signals,
-    )
+    last = Transition(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Transition)})
     clock = state.steps // replay.rows
     return Working(state.learner, state.replay, clock, jnp.zeros((), jnp.int32), sums, last)
 
@@ -238,15 +227,20 @@ def _concluded(
     return State(learner, agent.replay.close(working.replay, working.last), steps, total), metrics
 
 
-def when(due: Array, step: Any, state: Any) -> tuple[Any, Metrics]:
-    """`step(state)` if due, else the state and zeros for metrics."""
+def every(interval: int, count: Int[Array, ""], step: Any, state: Any, after: int = 0) -> tuple[Any, Metrics]:
+    """`step(state)` where `count` is a multiple of the interval and at least `after`, else the state as it is.
+
+    The step's metrics are multiplied by the interval, and zero where it is not taken: so their mean over all gradient
+    steps is the mean over those that were taken.
+    """
     arrays, static = eqx.partition(state, eqx.is_array)
 
     def go(arrays: Any) -> tuple[Any, Metrics]:
         moved, metrics = step(eqx.combine(arrays, static))
-        return eqx.filter(moved, eqx.is_array), metrics
+        return eqx.filter(moved, eqx.is_array), {name: interval * value for name, value in metrics.items()}
 
     shapes = jax.eval_shape(go, arrays)[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    due = (count % interval == 0) & (count >= after)
     arrays, metrics = jax.lax.cond(due, go, lambda same: (same, nothing), arrays)
     return eqx.combine(arrays, static), metrics

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.base import Metrics, named
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.estimation import episode_return, limited_costs
 from safemeta.algorithms.settings import (
@@ -143,15 +143,3 @@ def _metrics(
         "log_std": policy.network.log_std.mean(),
         **named(cmdp, {"cost": costs.mean(0), "limit": tasks.limits[0]}),
     }
-
-
-def named(cmdp: CMDP, values: Metrics) -> Metrics:
-    """Scalars stay; a vector over costs becomes `name` for the first cost and `name/COST` for each other one."""
-    found = {}
-    for name, value in values.items():
-        if value.ndim == 0:
-            found[name] = value
-            continue
-        found[name] = value[0]
-        found |= {f"{name}/{cost}": value[index] for index, cost in enumerate(cmdp.cost_names[1:], 1)}
-    return found

@@ -28,22 +28,13 @@ class Entry(eqx.Module):
     signals: Signals
 
 
-class Batch(eqx.Module):
-    """Transitions drawn from the replay; those that lead from one episode into another have weight 0."""
-
-    observation: Float[Array, "batch observation"]
-    action: Float[Array, "batch action"]
-    reward: Float[Array, " batch"]
-    costs: Float[Array, "batch costs"]
-    next_observation: Float[Array, "batch observation"]
-    terminated: Bool[Array, " batch"]
-    weight: Float[Array, " batch"]
-    signals: Signals
-    next_signals: Signals
+class Batch(Transition):
+    """Transitions drawn from the replay; those that lead from one episode into another are not `valid`."""
 
     def mean(self, values: Float[Array, " batch"]) -> Float[Array, ""]:
         """Over those that count."""
-        return jnp.sum(self.weight * values) / jnp.maximum(jnp.sum(self.weight), 1)
+        weight = self.valid.astype(values.dtype)
+        return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Replay:
             first.costs,
             second.observation,
             first.terminated,
-            first.valid.astype(first.reward.dtype),
+            first.valid,
             first.signals,
             second.signals,
         )

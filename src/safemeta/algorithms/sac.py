@@ -13,18 +13,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.descent import Rate, check_rate, descend, descent, followed, fresh
 from safemeta.algorithms.off_policy import OffPolicyConfig
 from safemeta.algorithms.replay import Batch
 from safemeta.algorithms.settings import at_least_one, positive
 from safemeta.core import CMDP
 from safemeta.nets import ActionValue, SquashedPolicy
 
-Rate = tuple[
-    float, float, int
-]  # a learning rate from, to, and over how many steps of its own optimizer (then constant)
 Price = Callable[[Float[Array, "batch observation"], Float[Array, "batch action"]], Float[Array, " batch"]]
 
 
@@ -51,24 +49,6 @@ class SacConfig(OffPolicyConfig):
         for name, value in vars(self).items():
             if isinstance(value, tuple) and name.endswith("_rate"):
                 check_rate(name, value)
-
-
-def check_rate(name: str, rate: Rate) -> None:
-    """Raise ValueError unless both ends are positive and the number of steps is."""
-    first, last, steps = rate
-    if not (first > 0 and last > 0 and steps >= 1):
-        raise ValueError(f"{name} must be two positive rates and a number of steps, not {rate}.")
-
-
-def descent(rate: Rate, clip: float) -> optax.GradientTransformation:
-    """Adam on gradients clipped by their norm; the rate falls linearly, counted in this optimizer's own steps."""
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(optax.linear_schedule(*rate)))
-
-
-def descend(optimizer: optax.GradientTransformation, gradient: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
-    """The parameters and the optimizer's state after one step."""
-    updates, state = optimizer.update(gradient, state, eqx.filter(parameters, eqx.is_array))
-    return eqx.apply_updates(parameters, updates), state
 
 
 class SoftActorCritic(eqx.Module):
@@ -100,11 +80,6 @@ def init_actor_critic(config: SacConfig, cmdp: CMDP, key: PRNGKeyArray) -> SoftA
         tuple(fresh(descent(config.critic_rate, config.gradient_clip), critic) for critic in critics),
         fresh(descent(config.temperature_rate, config.gradient_clip), log_temperature),
     )
-
-
-def fresh(optimizer: optax.GradientTransformation, parameters: Any) -> Any:
-    """The optimizer's state before the first step."""
-    return optimizer.init(eqx.filter(parameters, eqx.is_array))
 
 
 def soft_targets(discount: float, actor: SoftActorCritic, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
@@ -178,6 +153,42 @@ def policy_step(
     return actor, {"policy_loss": loss, "entropy": -log_prob, "price": paid}
 
 
-def followed(share: float, slow: Any, fast: Any) -> Any:
-    """Target networks after a step of `share` towards what they follow."""
-    return jax.tree.map(lambda s, f: s + share * (f - s) if eqx.is_array(s) else s, slow, fast)
+FAST: dict[str, Any] = {  # for runs of minutes: small networks, rates ten times the paper's and more
+    "hidden": (64, 64),
+    "capacity": 200_000,
+    "warm_up": 1000,
+    "policy_interval": 2,
+    "policy_rate": (3e-4, 1e-4, 100_000),
+    "critic_rate": (3e-4, 1e-4, 200_000),
+    "temperature_rate": (3e-4, 3e-4, 100_000),
+}
+
+
+class SacState(eqx.Module):
+    """What every learner on the actor-critic has."""
+
+    actor: SoftActorCritic
+    count: Int[Array, ""]  # gradient steps of the critics
+
+    @property
+    def policy(self) -> SquashedPolicy:
+        return self.actor.policy
+
+
+@dataclass(frozen=True)
+class SacLearner:
+    """An actor-critic that pays for its actions; how much is a subclass's affair."""
+
+    config: SacConfig
+    cmdp: CMDP
+
+    def further_critic(self, key: PRNGKeyArray) -> tuple[ActionValue, Any]:
+        """A fresh critic beside the twins, and its optimizer's state."""
+        config, cmdp = self.config, self.cmdp
+        shape = {"hidden": config.hidden, "scale": config.action_scale}
+        critic = ActionValue.create(cmdp.observation_size, cmdp.action_size, key, **shape)
+        return critic, fresh(descent(config.critic_rate, config.gradient_clip), critic)
+
+    def act(self, state: SacState, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
+        """Draws."""
+        return state.policy.sample(observation, key)[0]

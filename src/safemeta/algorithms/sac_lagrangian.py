@@ -11,25 +11,25 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.descent import descent, followed
 from safemeta.algorithms.lagrange import LagrangeConfig, Multipliers, advance, init_multipliers, prices
-from safemeta.algorithms.off_policy import OffPolicyAlgorithm, when
+from safemeta.algorithms.off_policy import OffPolicyAlgorithm, every
 from safemeta.algorithms.replay import Batch
 from safemeta.algorithms.sac import (
+    FAST,
     SacConfig,
-    SoftActorCritic,
+    SacLearner,
+    SacState,
     critic_step,
-    descent,
-    followed,
-    fresh,
     init_actor_critic,
     policy_step,
     regress,
 )
-from safemeta.core import CMDP, Transition
-from safemeta.nets import ActionValue, SquashedPolicy
+from safemeta.core import Transition
+from safemeta.nets import ActionValue
 
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 750}
 
@@ -44,63 +44,39 @@ class Config(LagrangeConfig, SacConfig):
         LagrangeConfig.validate(self)
 
 
-PRESETS = {
-    # The rates of `fac-sis`'s preset of that name.
-    "fast": Config(
-        hidden=(64, 64),
-        capacity=200_000,
-        warm_up=1000,
-        policy_interval=2,
-        policy_rate=(3e-4, 1e-4, 100_000),
-        critic_rate=(3e-4, 1e-4, 200_000),
-        temperature_rate=(3e-4, 3e-4, 100_000),
-    ),
-}
+PRESETS = {"fast": Config(**FAST)}
 
 
-class State(eqx.Module):
+class State(SacState):
     """Actor-critic, a critic and a target per cost, multipliers."""
 
-    actor: SoftActorCritic
     critics: tuple[ActionValue, ...]
     targets: tuple[ActionValue, ...]
     optimizers: tuple[Any, ...]
     multipliers: Multipliers
     price: Float[Array, " costs"]  # what the policy pays
-    count: Int[Array, ""]
-
-    @property
-    def policy(self) -> SquashedPolicy:
-        return self.actor.policy
 
 
 @dataclass(frozen=True)
-class LagrangianLearner:
+class LagrangianLearner(SacLearner):
     """See the module's docstring."""
 
     config: Config
-    cmdp: CMDP
 
     def init(self, key: PRNGKeyArray) -> State:
         config, cmdp = self.config, self.cmdp
-        count = len(cmdp.cost_names)
-        actor_key, *keys = jax.random.split(key, 1 + count)
-        shape = {"hidden": config.hidden, "scale": config.action_scale}
-        critics = tuple(ActionValue.create(cmdp.observation_size, cmdp.action_size, k, **shape) for k in keys)
-        optimizer = descent(config.critic_rate, config.gradient_clip)
-        multipliers = init_multipliers(config, count)
+        actor_key, *keys = jax.random.split(key, 1 + len(cmdp.cost_names))
+        critics, optimizers = zip(*(self.further_critic(k) for k in keys), strict=True)
+        multipliers = init_multipliers(config, len(cmdp.cost_names))
         return State(
-            init_actor_critic(config, cmdp, actor_key),
-            critics,
-            jax.tree.map(lambda leaf: leaf, critics),
-            tuple(fresh(optimizer, critic) for critic in critics),
-            multipliers,
-            multipliers.value,
-            jnp.zeros((), jnp.int32),
+            actor=init_actor_critic(config, cmdp, actor_key),
+            count=jnp.zeros((), jnp.int32),
+            critics=critics,
+            targets=jax.tree.map(lambda leaf: leaf, critics),
+            optimizers=optimizers,
+            multipliers=multipliers,
+            price=multipliers.value,
         )
-
-    def act(self, state: State, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
-        return state.policy.sample(observation, key)[0]
 
     def update(self, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """One step of all critics and, every `policy_interval`, of the policy and the target networks."""
@@ -118,9 +94,8 @@ class LagrangianLearner:
         state = eqx.tree_at(
             lambda s: (s.actor, s.critics, s.optimizers, s.count), state, (actor, critics, optimizers, state.count + 1)
         )
-        state, paid = when(
-            (state.count - 1) % config.policy_interval == 0, lambda s: self._policy(s, batch, policy_key), state
-        )
+        count = state.count - 1
+        state, paid = every(config.policy_interval, count, lambda s: self._policy(s, batch, policy_key), state)
         return state, metrics | paid
 
     def _policy(self, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
@@ -130,10 +105,7 @@ class LagrangianLearner:
 
         actor, metrics = policy_step(self.config, state.actor, price, batch, key)
         targets = followed(self.config.polyak, state.targets, state.critics)
-        interval = self.config.policy_interval
-        return eqx.tree_at(lambda s: (s.actor, s.targets), state, (actor, targets)), {
-            name: interval * value for name, value in metrics.items()
-        }
+        return eqx.tree_at(lambda s: (s.actor, s.targets), state, (actor, targets)), metrics
 
     def watch(self, state: State, step: Transition) -> Metrics:
         return {}

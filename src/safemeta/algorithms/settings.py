@@ -43,8 +43,14 @@ def check_policy(config: PolicyConfig) -> None:
     one_of(config, "deviation", ("free", "state"))
     if not math.isfinite(config.initial_log_std):
         raise ValueError(f"initial_log_std must be a finite number, not {config.initial_log_std}.")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ValueError(f"hidden must name at least one layer of one unit or more, not {config.hidden}.")
+    layers(config, "hidden")
+
+
+def layers(config: Any, *names: str) -> None:
+    """Sizes of hidden layers."""
+    for name, value in _values(config, names):
+        if not value or min(value) < 1:
+            raise ValueError(f"{name} must name at least one layer of one unit or more, not {value}.")
 
 
 def one_of(config: Any, name: str, allowed: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from safemeta.core.advantages import discounted_returns, generalized_advantage
 from safemeta.core.cmdp import CMDP, InteractiveWorld, LimitOn, Policy, Tasks, World, violated
 from safemeta.core.elimination import solve_without_pivots
-from safemeta.core.interaction import Agent, Look, Moment, Signals, Transition
+from safemeta.core.interaction import CLEARANCE, Agent, Look, Moment, Signals, Transition
 from safemeta.core.normalizer import Normalizer
 from safemeta.core.trajectory import Performance, Trajectory
 
 __all__ = [
+    "CLEARANCE",
     "CMDP",
     "Agent",
     "InteractiveWorld",

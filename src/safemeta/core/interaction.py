@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+CLEARANCE = "clearance"  # the signal that safety indices are computed from; see `CMDP`
 Signals = dict[str, Array]  # by the names of `CMDP.signals`; leaves `[rows, ...]`
 Look = Callable[
     [Float[Array, "rows choices action"]], Signals

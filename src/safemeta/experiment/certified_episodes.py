@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
 from safemeta.certificates import SafetyIndex
-from safemeta.core import Moment, Transition
-from safemeta.experiment.run_certificate import CLEARANCE, RunCertificate, drawn, grid_of, judged
+from safemeta.core import CLEARANCE, Moment, Transition
+from safemeta.experiment.run_certificate import RunCertificate, grid_of, look_ahead
 from safemeta.nets import GaussianPolicy
+from safemeta.sim.batched import act_on_rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Certifier:
     ) -> tuple[Float[Array, "rows action"], tuple[Bool[Array, " rows"], Float[Array, " rows"]]]:
         policy, index = state
         action = noiseless(policy, moment.observation, key)
-        candidates = judged(index, self.slack, moment, grid_of(action, self.points))
+        candidates = look_ahead(index, self.slack, moment, grid_of(action, self.points))
         return action, (candidates.feasible, jnp.mean(candidates.satisfied, axis=-1, dtype=action.dtype))
 
     def learn(self, state: Any, transition: Transition, note: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
@@ -55,7 +56,9 @@ class Certifier:
 
 def noiseless(policy: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
     """The mean action of a Gaussian policy; others, such as those of off-policy learners, act as they do."""
-    return policy(observation).mean if isinstance(policy, GaussianPolicy) else drawn(policy, observation, key)[0]
+    if isinstance(policy, GaussianPolicy):
+        return policy(observation).mean
+    return act_on_rows(policy, observation, jax.random.split(key, observation.shape[0]))[0]
 
 
 def binding(index: SafetyIndex, clearance: Float[Array, "rows obstacles signals"]) -> Float[Array, "rows signals"]:

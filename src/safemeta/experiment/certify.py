@@ -155,7 +155,7 @@ def certify(
         seed=seed,
         points=points,
         actions=tried,
-        **judged(visited, run.world.cmdp, certificate.safe_distance),
+        **findings(visited, run.world.cmdp, certificate.safe_distance),
         limit_on=run.world.cmdp.limit_on,
         reachability=None if sets is None else sets.to_json(),
     )
@@ -179,7 +179,7 @@ def check_settings(tasks: int | None, episodes: int, actions: int | None, seed: 
         check_count("actions along each axis", actions, least=2)
 
 
-def judged(visited: Any, cmdp: Any, index_distance: float) -> dict[str, Any]:
+def findings(visited: Any, cmdp: Any, index_distance: float) -> dict[str, Any]:
     """The report's numbers, by name; `index_distance` is d_min, for tasks that name no safe distance."""
     valid, infeasible = visited.valid, visited.infeasible
     count = int(valid.sum())

@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safemeta.certificates import Candidates, SafetyIndex, SigmaForm, action_grid, judge
-from safemeta.core import Moment
+from safemeta.core import CLEARANCE, Moment
 from safemeta.experiment.errors import UserError, from_value_error
 
-CLEARANCE = "clearance"  # the signal that an index is computed from
 POINTS, POINTS_ON_HOST = 17, 5  # of the action grid along each axis: the paper's, and where a choice costs a step
 MOST_ACTIONS = 100_000
 SEEN_AT_ONCE = 2**17  # states that the simulator is asked for in one go: bounds memory
@@ -92,7 +89,7 @@ def grid_points(world: Any, points: int | None, looks: bool = True) -> int:
     return points
 
 
-def judged(
+def look_ahead(
     index: SafetyIndex, slack: float, moment: Moment, candidates: Float[Array, "rows candidates action"]
 ) -> Candidates:
     """Each row's candidate actions, judged by what the simulator says that they would lead to.
@@ -113,22 +110,3 @@ def grid_of(action: Float[Array, "rows action"], points: int) -> Float[Array, "r
     rows, size = action.shape
     grid = action_grid(size, points)
     return jnp.broadcast_to(grid, (rows, *grid.shape))
-
-
-def drawn(
-    policy: Any, observation: Float[Array, "rows observation"], key: jax.Array, tasks: int | None = None
-) -> tuple[Float[Array, "rows action"], Float[Array, " rows"]]:
-    """Actions of all rows and their log-densities; with `tasks`, the policy's leaves have a leading axis of them."""
-    rows = observation.shape[0]
-    keys = jax.random.split(key, rows)
-    if tasks is None:
-        return jax.vmap(policy.act)(observation, keys)
-    arrays, static = eqx.partition(policy, eqx.is_array)
-
-    def act(arrays: Any, observation: Array, key: Array) -> Any:
-        return eqx.combine(arrays, static).act(observation, key)
-
-    episodes = rows // tasks
-    grouped = observation.reshape(tasks, episodes, -1), keys.reshape(tasks, episodes)
-    found = jax.vmap(jax.vmap(act, (None, 0, 0)))(arrays, *grouped)
-    return jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), found)

@@ -14,17 +14,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.certificates import Candidates, SafetyIndex, nearest_safe
-from safemeta.core import CMDP, Moment, Performance, Tasks, Trajectory, Transition
+from safemeta.core import CLEARANCE, CMDP, Moment, Performance, Tasks, Trajectory, Transition
 from safemeta.experiment.errors import UserError
 from safemeta.experiment.run_certificate import (
-    CLEARANCE,
     RunCertificate,
     certificate_of,
-    drawn,
     grid_of,
     grid_points,
-    judged,
+    look_ahead,
 )
+from safemeta.sim.batched import act_on_rows
 
 Kind = Literal["model", "critic"]
 
@@ -61,14 +60,15 @@ class ShieldedAgent:
     tasks: int | None = None
 
     def act(self, state: Shielded, moment: Moment, key: PRNGKeyArray) -> tuple[Float[Array, "rows action"], Wish]:
-        wanted, log_prob = drawn(state.policy, moment.observation, key, self.tasks)
+        keys = jax.random.split(key, moment.observation.shape[0])
+        wanted, log_prob = act_on_rows(state.policy, moment.observation, keys, self.tasks)
         if self.kind is None:
             return wanted, Wish(wanted, log_prob, jnp.zeros(len(wanted), bool), jnp.ones(len(wanted), bool))
         clipped = jnp.clip(wanted, -1, 1)
         grid = grid_of(wanted, self.points)
         candidates = jnp.concatenate([clipped[:, None], grid], axis=1)
         if self.kind == "model":
-            found = judged(state.index, self.slack, moment, candidates)
+            found = look_ahead(state.index, self.slack, moment, candidates)
         else:  # Q_phi has learned from actions as they were drawn
             asked = jnp.concatenate([wanted[:, None], grid], axis=1)
             seen = jnp.broadcast_to(moment.observation[:, None], (*asked.shape[:2], moment.observation.shape[-1]))

@@ -24,7 +24,6 @@ TABLE_3: dict[str, tuple[float, float, float, float | None]] = {
     "fac phi_h": (70, 0, 30, 3.528),
 }
 SHOWN = {"fac phi_SIS": "phi of Table 2", "fac-sis-initial": "phi learned here"}
-HAZARD_RADIUS = 0.5  # m
 VISITED, BARRED = figures.PALETTE[0], figures.PALETTE[2]
 
 
@@ -134,6 +133,8 @@ def draw_overlap(path: Path, visited: Mapping[str, Mapping[str, WatchedGroup]]) 
 
 
 def _draw_states(axes: Any, group: WatchedGroup) -> None:
+    from safemeta.tasks.collision_avoidance import HAZARD_RADIUS
+
     seen = group.watched[0]
     distance, rate, feasible = seen.distance.ravel(), seen.rate.ravel(), seen.feasible.ravel()
     plot = axes.scatter

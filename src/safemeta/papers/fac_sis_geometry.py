@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from safemeta.experiment import figures
 from safemeta.papers import drawing
 from safemeta.papers.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from safemeta.certificates.reachability import Inclusion
 
 HEADINGS = {"heading 45°": np.pi / 4, "heading 90°": np.pi / 2, "heading 135°": 3 * np.pi / 4}
 SPEED = 2.0  # m / s, of the slices: half a metre to stop
@@ -26,18 +29,7 @@ NAMES = {"zero": "phi_0", "initial": "phi_i", "synthesised": "phi_SIS", "feasibl
 SLICES = (("phi_h", False), ("phi_SIS", False), (LEARNED, False), ("phi_h", True), ("phi_SIS", True))
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Of one index: shares of grid points, and how many with phi <= 0 are inevitably unsafe, at all or clearly."""
-
-    sublevel_share: float
-    unsafe_share: float
-    sublevel: int
-    unsafe_inside: int
-    unsafe_well_inside: int
-
-
-Inclusions = Mapping[tuple[str, bool, float], Counts]  # (index, whether d_dot is flipped, fastest) -> counts
+Inclusions = Mapping[tuple[str, bool, float], "Inclusion"]  # (index, whether d_dot is flipped, fastest) -> counts
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,7 @@ def compare(shape: tuple[int, int, int], learned: list[float] | None) -> Compari
             for fastest in FASTEST:
                 # of closed ranges, so that a state on the hazard's border counts
                 ranges = {"distance": (HAZARD_RADIUS, np.inf), "speed": (0.0, fastest)}
-                one = inclusion(index, avoidable, clearance, ranges)
-                found[name, flipped, fastest] = Counts(
-                    one.sublevel_share, one.unsafe_share, one.sublevel, one.unsafe_inside, one.unsafe_well_inside
-                )
+                found[name, flipped, fastest] = inclusion(index, avoidable, clearance, ranges)
     energy = {(name, flipped): _energy(indices[name], flipped) for name, flipped in SLICES if name in indices}
     return Comparison(found, _value(avoidable), energy, float(avoidable.unsettled))
 
@@ -168,4 +157,6 @@ def _label(name: str, flipped: bool) -> str:
 def _circle() -> Any:
     from matplotlib.patches import Circle
 
-    return Circle((0, 0), 0.5, facecolor="#888888", edgecolor="none", alpha=0.7, zorder=2)
+    from safemeta.tasks.collision_avoidance import HAZARD_RADIUS
+
+    return Circle((0, 0), HAZARD_RADIUS, facecolor="#888888", edgecolor="none", alpha=0.7, zorder=2)

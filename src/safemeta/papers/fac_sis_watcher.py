@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
-from safemeta.algorithms.fac_sis import CLEARANCE
-from safemeta.certificates import SafetyIndex, action_grid, feasible_states, judge
-from safemeta.core import Moment, Transition
+from safemeta.certificates import SafetyIndex, action_grid, feasible_states
+from safemeta.core import CLEARANCE, Moment, Transition
+from safemeta.experiment.run_certificate import grid_of, look_ahead
+from safemeta.sim.batched import act_on_rows
 from safemeta.tasks.collision_avoidance import HAZARD_RADIUS, CollisionAvoidance, UnicycleState, advance
 
 FARTHEST = 4.0  # m, of the grid that is searched for infeasible states
@@ -33,12 +34,10 @@ class Watcher:
     ) -> tuple[Float[Array, "rows action"], Bool[Array, " rows"]]:
         policy, own, _ = state
         rows = moment.observation.shape[0]
-        action = jax.vmap(policy.act)(moment.observation, jax.random.split(key, rows))[0]
+        action, _ = act_on_rows(policy, moment.observation, jax.random.split(key, rows))
         if not self.points:
             return action, jnp.ones(rows, bool)
-        grid = action_grid(action.shape[-1], self.points)
-        seen = moment.look(jnp.broadcast_to(grid, (rows, *grid.shape)))
-        return action, judge(own, moment.signals[CLEARANCE], seen[CLEARANCE]).feasible
+        return action, look_ahead(own, 0.0, moment, grid_of(action, self.points)).feasible
 
     def learn(self, state: Any, transition: Transition, note: Array, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
         _, own, everybody = state

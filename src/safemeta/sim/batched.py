@@ -6,6 +6,7 @@ scan, so that algorithms can be compiled whole, whatever steps their tasks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -170,23 +171,23 @@ def _rows(
     policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool
 ) -> tuple[Act, Parameters, Key[Array, " rows"]]:
     """The policy on all rows at once, and the parameters and the key of each row."""
-    count = tasks.count
+    act = partial(act_on_rows, policy, tasks=tasks.count if per_task else None)
+    parameters = jax.tree.map(lambda leaf: jnp.repeat(leaf, episodes, axis=0), tasks.parameters)
+    return act, parameters, jax.random.split(key, tasks.count * episodes)
+
+
+def act_on_rows(
+    policy: Any, observation: Float[Array, "rows observation"], keys: Key[Array, " rows"], tasks: int | None = None
+) -> tuple[Float[Array, "rows action"], Float[Array, " rows"]]:
+    """Actions of all rows and their log-densities; with `tasks`, the policy's leaves have a leading axis of them."""
     arrays, static = eqx.partition(policy, eqx.is_array)
 
     def act_on_one(arrays, observation, key):
         return eqx.combine(arrays, static).act(observation, key)
 
-    if per_task:
-        nested = jax.vmap(jax.vmap(act_on_one, in_axes=(None, 0, 0)))
-
-        def act(observation: Array, keys: Array) -> tuple[Array, Array]:
-            grouped = (leaf.reshape(count, episodes, *leaf.shape[1:]) for leaf in (observation, keys))
-            action, log_prob = nested(arrays, *grouped)
-            return action.reshape(count * episodes, -1), log_prob.reshape(-1)
-    else:  # one flat row axis makes the shared policy a plain matrix product
-
-        def act(observation: Array, keys: Array) -> tuple[Array, Array]:
-            return jax.vmap(act_on_one, in_axes=(None, 0, 0))(arrays, observation, keys)
-
-    parameters = jax.tree.map(lambda leaf: jnp.repeat(leaf, episodes, axis=0), tasks.parameters)
-    return act, parameters, jax.random.split(key, count * episodes)
+    over_rows = jax.vmap(act_on_one, in_axes=(None, 0, 0))
+    if tasks is None:  # one flat row axis makes the shared policy a plain matrix product
+        return over_rows(arrays, observation, keys)
+    grouped = (leaf.reshape(tasks, -1, *leaf.shape[1:]) for leaf in (observation, keys))
+    action, log_prob = jax.vmap(over_rows)(arrays, *grouped)
+    return action.reshape(observation.shape[0], -1), log_prob.reshape(-1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, Tasks, World
+from safemeta.core import CMDP, InteractiveWorld, Tasks
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim import FunctionalWorld
 from safemeta.sim.batched import BatchedWorld
@@ -193,7 +193,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-def world(name: str, limit: float | None, limit_on: LimitOn, horizon: int | None) -> World:
+def world(name: str, limit: float | None, limit_on: LimitOn, horizon: int | None) -> InteractiveWorld:
     """The world of a named setting; the Point robot goes by its closed form where it can touch nothing."""
     setting = SETTINGS[name]
     bound = setting.limit if limit is None else limit

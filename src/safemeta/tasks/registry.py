@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from safemeta.core import LimitOn, World
+    from safemeta.core import InteractiveWorld, LimitOn
 
 LIMIT_UNITS = ("discounted", "undiscounted", "per_step")  # safemeta.core.LimitOn, which would import JAX
 
@@ -20,10 +20,10 @@ class Family:
     name: str
     description: str
     limit_on: "LimitOn"
-    build: Callable[[float | None, "LimitOn", int | None], "World"]
+    build: Callable[[float | None, "LimitOn", int | None], "InteractiveWorld"]
 
 
-def _point_circle(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _point_circle(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
 
     span = CircleRange(radius=(1.0, 1.5), scale=(0.55, 0.75))
@@ -31,7 +31,7 @@ def _point_circle(limit: float | None, limit_on: "LimitOn", horizon: int | None)
     return _circle_world(PointCircle(), CircleFamily(span, span, bound, bound), limit_on, horizon)
 
 
-def _point_circle_meta_cpo(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _point_circle_meta_cpo(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
 
     family = CircleFamily(
@@ -44,7 +44,7 @@ def _point_circle_meta_cpo(limit: float | None, limit_on: "LimitOn", horizon: in
     return _circle_world(PointCircle(), family, limit_on, horizon)
 
 
-def _point_circle_1(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _point_circle_1(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks.circle import CircleFamily, CircleRange, PointCircle
 
     span = CircleRange(radius=(1.5, 1.5), scale=(0.75, 0.75))  # wall 1.125 m
@@ -52,7 +52,7 @@ def _point_circle_1(limit: float | None, limit_on: "LimitOn", horizon: int | Non
     return _circle_world(PointCircle(start=0.8), CircleFamily(span, span, bound, bound), limit_on, horizon)
 
 
-def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.core import CMDP
     from safemeta.sim import FunctionalWorld
     from safemeta.tasks import circle
@@ -69,49 +69,51 @@ def _circle_world(environment, family, limit_on: "LimitOn", horizon: int | None)
     return FunctionalWorld(cmdp, environment, family)
 
 
-def _point_mass(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _point_mass(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks import point_mass
 
     return point_mass.world(limit, limit_on, horizon)
 
 
-def _collision_avoidance(limit: float | None, limit_on: "LimitOn", horizon: int | None, start: str = "1") -> "World":
+def _collision_avoidance(
+    limit: float | None, limit_on: "LimitOn", horizon: int | None, start: str = "1"
+) -> "InteractiveWorld":
     from safemeta.tasks import collision_avoidance
 
     return collision_avoidance.world(limit, limit_on, horizon, start=start)
 
 
-def _realworld_cartpole(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _realworld_cartpole(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks import cartpole
 
     return cartpole.world(limit, limit_on, horizon)
 
 
-def _navigation(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+def _navigation(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "InteractiveWorld":
     from safemeta.tasks import navigation
 
     return navigation.world(name, limit, limit_on, horizon)
 
 
-def _locomotion(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+def _locomotion(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "InteractiveWorld":
     from safemeta.tasks import locomotion
 
     return locomotion.world(name, limit, limit_on, horizon)
 
 
-def _realworld(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "World":
+def _realworld(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "InteractiveWorld":
     from safemeta.tasks import realworld
 
     return realworld.world(name, limit, limit_on, horizon)
 
 
-def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks import tabular_families
 
     return tabular_families.random_world(limit, limit_on, horizon)
 
 
-def _tabular_gridworld(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "World":
+def _tabular_gridworld(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
     from safemeta.tasks import tabular_families
 
     return tabular_families.gridworld_world(limit, limit_on, horizon)
@@ -323,7 +325,7 @@ def names() -> tuple[str, ...]:
 
 def make(
     name: str, *, limit: float | int | None = None, limit_on: "LimitOn | None" = None, horizon: int | None = None
-) -> "World":
+) -> "InteractiveWorld":
     """The world of a task family.
 
     `limit` replaces the family's limits on every split and `limit_on` their unit; a limit's number means nothing in
