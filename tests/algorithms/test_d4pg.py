@@ -284,29 +284,6 @@ def test_iterations_are_repeatable_and_keep_their_structure(name):
     assert float(metrics["penalised_return"]) == pytest.approx(expected)
 
 
-@pytest.mark.slow
-def test_several_seeds_and_tasks_at_once():
-    """A whole iteration is vmapped over states, tasks and keys."""
-    world = tasks.make("realworld-cartpole", horizon=12)
-    module = registry.load("metal")
-    algorithm = module.algorithm(module.config(**TINY))
-    states = eqx.filter_vmap(lambda key: algorithm.init(key, world.cmdp))(jax.random.split(jax.random.key(0), 2))
-    drawn = world.sample(jax.random.key(1), 2)
-    strictness = eqx.tree_at(
-        lambda t: t.parameters["safety_coeff"], jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), drawn),
-        jnp.asarray([[0.0, 0.0], [0.3, 0.3]]),
-    )  # fmt: skip
-    keys = jax.random.split(jax.random.key(2), 2)
-    together, metrics = eqx.filter_vmap(lambda s, t, k: algorithm.iterate_on(s, world, t, k))(states, strictness, keys)
-    assert float(metrics["cost"][0]) == pytest.approx(1)  # no place is allowed
-    assert float(metrics["cost"][1]) == 0.0
-    alone, _ = algorithm.iterate_on(
-        jax.tree.map(lambda leaf: leaf[0], states), world, jax.tree.map(lambda leaf: leaf[0], strictness), keys[0]
-    )
-    for one, other in zip(jax.tree.leaves(alone.learner.critic), jax.tree.leaves(together.learner.critic), strict=True):
-        np.testing.assert_allclose(one, other[0], atol=1e-4)
-
-
 def test_target_networks_are_renewed_when_due():
     config = d4pg.D4pgConfig(**{**TINY, "target_period": 3})
     learner = d4pg.D4pgLearner(config, CMDP_OF_TWO)
