@@ -62,6 +62,18 @@ def test_each_run_is_what_it_is_alone(runs):
         assert float(metrics["multiplier"][run]) == pytest.approx(float(shown["multiplier"]), abs=1e-6)
 
 
+def test_runs_that_have_come_equally_far_can_be_joined(runs):
+    states = runs.init(jax.random.split(jax.random.key(0), 3))
+    picked = [runs.pick(states, run) for run in range(3)]
+    joined = runs.join(picked)
+    assert jax.tree.structure(joined) == jax.tree.structure(states)
+    for one, other in zip(jax.tree.leaves(joined), jax.tree.leaves(states), strict=True):
+        np.testing.assert_array_equal(one, other)
+    ahead = eqx.tree_at(lambda state: state.steps, picked[1], picked[1].steps + 24)
+    with pytest.raises(ValueError, match="equally far"):
+        runs.join([picked[0], ahead])
+
+
 def test_what_is_not_due_is_not_computed(runs):
     """As many conditionals as one run has: with a counter of each run's own they would be selects."""
     states = runs.init(jax.random.split(jax.random.key(0), 2))

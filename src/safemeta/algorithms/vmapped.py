@@ -5,7 +5,7 @@ They are therefore kept once, without an axis over runs. That is what makes this
 counter of each run's own becomes a `select`, which computes both branches at every control step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,18 @@ class VmappedRuns:
     def iterate(self, states: State, tasks: Tasks, keys: Key[Array, " runs"]) -> tuple[State, Metrics]:
         """`algorithm.iterate_on(states[i], world, tasks[i], keys[i])` of all runs; every metric is `[runs, ...]`."""
         return _iterate(self, states, tasks, keys)
+
+    def join(self, states: Sequence[State]) -> State:
+        """The inverse of `pick`, for runs that have come equally far: their counters must agree."""
+
+        def together(*leaves: Any) -> Any:
+            if _axis(leaves[0]) == 0:
+                return jnp.stack(leaves)
+            if eqx.is_array(leaves[0]) and any(leaf != leaves[0] for leaf in leaves):
+                raise ValueError("Only runs that have come equally far can go on in one compiled program.")
+            return leaves[0]
+
+        return jax.tree.map(together, *states)
 
     def pick(self, states: State, run: int) -> State:
         """One run's state, as the algorithm itself has it: to save it, to go on alone, to ask for its policy."""

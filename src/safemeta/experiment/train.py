@@ -254,17 +254,23 @@ class Training:
             self.logs.close()
 
     def advance(self) -> None:
-        """One iteration: compute, check, log, save if due."""
+        """One iteration: compute it, and take what it gave."""
         import jax
 
         run, began = self.run, time.perf_counter()
+        key = jax.random.fold_in(self.key, run.iteration)
+        state, metrics = run.algorithm.iterate(run.state, run.world, key)
+        metrics = jax.device_get(metrics)
+        self.take(state, metrics, time.perf_counter() - began)
+
+    def take(self, state: Any, metrics: Mapping[str, Any], seconds: float) -> None:
+        """What an iteration gave: check, log, save if due."""
         from safemeta.experiment.finite import strong
         from safemeta.sim.failures import pending
 
-        key = jax.random.fold_in(self.key, run.iteration)
-        state, metrics = run.algorithm.iterate(run.state, run.world, key)
+        run = self.run
         state, number = strong(state), run.iteration + 1
-        scalars = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
+        scalars = {name: np.asarray(value).item() for name, value in metrics.items()}
         fault = pending() or self.check.fault(state, scalars)
         if fault:
             self.save()
@@ -274,7 +280,7 @@ class Training:
                 exit_code=1,
             ) from (fault if isinstance(fault, Exception) else None)
         scalars = {"environment_steps": self.steps * number, **scalars}
-        self.logs.write(number, scalars, time.perf_counter() - began)
+        self.logs.write(number, scalars, seconds)
         run.state, run.iteration = state, number
         self.keep_best(scalars.get(SCORE))
         if number % run.config.checkpoint_every == 0:

@@ -86,6 +86,19 @@ PAPERS: dict[str, Paper] = {
             },
             seeds={"smoke": 1, "laptop": 2, "paper": 5},
         ),
+        Paper(
+            "metal",
+            "Calian, Mankowitz et al., Balancing Constraints and Rewards with Meta-Gradient D4PG (MetaL, ICLR 2021)",
+            "safemeta.papers.metal",
+            figures={
+                "1": "outer losses; return and penalised return beside RC-D4PG and D4PG at four safety coefficients",
+                "2": "the same beside fixed multipliers",
+                "3": "all methods on each task at coefficient 0.3",
+                "4": "the multiplier and its rate over training, where the task is solvable and where it is not",
+                "table-1": "penalised return, return and overshoot over all coefficients",
+            },
+            seeds={"smoke": 1, "laptop": 4, "paper": 8},
+        ),
     )
 }
 

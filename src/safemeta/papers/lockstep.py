@@ -1,0 +1,87 @@
+"""Runs of the same settings trained side by side in one compiled program, each in a folder of its own as ever.
+
+Seeds and tasks differ, nothing else. What a run leaves is what `safemeta train` would leave, but for rounding. Runs
+that were stopped at different iterations go on together as soon as those that are behind have caught up.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from safemeta.algorithms.vmapped import VmappedRuns
+from safemeta.experiment.config import RunConfig
+from safemeta.experiment.errors import Interrupted
+from safemeta.experiment.progress import Quiet, Reporter
+from safemeta.experiment.run import CONFIG, Run, create_folder, fresh, locked
+from safemeta.experiment.signals import StopSignals
+from safemeta.experiment.train import Training, reopen
+from safemeta.papers.trials import remove_empty
+
+
+def opened(folder: Path, config: RunConfig, world: Any) -> Run:
+    """The run of that folder at its newest checkpoint, or a new one."""
+    if (folder / CONFIG).is_file():
+        return reopen(folder, None, {}, Quiet(), world)
+    remove_empty(folder)
+    run = fresh(Path(), config, world)
+    run.folder = create_folder(config, folder)
+    return run
+
+
+def train_together(runs: Sequence[Run], reporter: Reporter) -> None:
+    """All runs to their ends; whatever stops one stops all, and all whole states are saved."""
+    if len({(run.config.algorithm, run.config.options, run.config.iterations) for run in runs}) > 1:
+        raise ValueError("Runs that are trained together must have the same settings.")
+    with contextlib.ExitStack() as stack, StopSignals() as signals:
+        for run in runs:
+            stack.enter_context(locked(run.folder))
+        trainings = [Training(run, Quiet(), signals) for run in runs]
+        for each in trainings:
+            stack.enter_context(contextlib.closing(each.logs))
+        goal = runs[0].config.iterations
+        reporter.begin("Training", goal, min(run.iteration for run in runs))
+        try:
+            while signals.received is None and any(run.iteration < goal for run in runs):
+                first = min(run.iteration for run in runs)
+                behind = [each for each in trainings if each.run.iteration == first]
+                others = [run.iteration for run in runs if run.iteration > first]
+                _advance(behind, min([*others, goal]), reporter, signals)
+        except BaseException:
+            for each in trainings:
+                each.save_quietly()
+            raise
+        for each in trainings:
+            each.save()
+    if signals.received is not None:
+        raise Interrupted("Stopped.", exit_code=128 + signals.received)
+
+
+def _advance(trainings: Sequence[Training], goal: int, reporter: Reporter, signals: StopSignals) -> None:
+    """Runs that are all at the same iteration, until `goal` or a signal."""
+    if len(trainings) == 1:
+        while trainings[0].run.iteration < goal and signals.received is None:
+            trainings[0].advance()
+            reporter.advance(trainings[0].run.iteration, {})
+        return
+    program = VmappedRuns(trainings[0].run.algorithm, trainings[0].run.world)
+    states = program.join([each.run.state for each in trainings])
+    while trainings[0].run.iteration < goal and signals.received is None:
+        began = time.perf_counter()
+        # As `OffPolicyAlgorithm.iterate` does it for one run.
+        keys = [jax.random.split(jax.random.fold_in(each.key, each.run.iteration)) for each in trainings]
+        drawn = [
+            each.run.world.sample(task_key, program.algorithm.config.tasks, "train")
+            for each, (task_key, _) in zip(trainings, keys, strict=True)
+        ]
+        tasks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+        states, metrics = program.iterate(states, tasks, jnp.stack([run_key for _, run_key in keys]))
+        metrics = jax.device_get(metrics)
+        seconds = (time.perf_counter() - began) / len(trainings)
+        for index, each in enumerate(trainings):
+            each.take(program.pick(states, index), {name: values[index] for name, values in metrics.items()}, seconds)
+        reporter.advance(trainings[0].run.iteration, {"return": float(metrics["return"].mean())})

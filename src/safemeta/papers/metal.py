@@ -1,0 +1,184 @@
+"""MetaL (Calian, Mankowitz et al., ICLR 2021): Table 1, Figures 1 to 4.
+
+D4PG with no, fixed (RS-D4PG), learned (RC-D4PG) and meta-learned (MetaL) multipliers on the four tasks of the
+Real-World RL suite at safety coefficients from 0.05 (said to be unsolvable) to 0.3 (solvable), and MetaL with other
+outer losses. R and J_C are means over the last 100 training episodes; R_penalised = R - 1000 max(0, J_C - beta).
+
+In the paper: eight seeds, 20,000 episodes, several thresholds of each task. They are in an appendix that is lost, as
+are all settings; here each task has one threshold.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from safemeta.experiment.figures import PALETTE
+from safemeta.papers import metal_claims, metal_figures
+from safemeta.papers.claims import Claim
+from safemeta.papers.metal_claims import TABLE_1, Places, averaged, over_seeds
+from safemeta.papers.metal_plan import (
+    CARTPOLE,
+    META_RATES,
+    METHODS,
+    OUTER_LOSSES,
+    SHAPED,
+    SIZES,
+    SOLVABLE,
+    TASKS,
+    UNSOLVABLE,
+    jobs,
+    of_rate,
+)
+from safemeta.papers.metal_runs import Bundle, RobotGroup, RobotTrial, gather
+from safemeta.papers.plan import Plan, Request, Summary
+from safemeta.papers.tables import Cell, Table
+
+MAIN = ("metal", "mesh-like", "rc-d4pg", "d4pg", *SHAPED)
+INTERVALS = "Means over seeds with Student's 95 % intervals."
+RATE_COLOURS = (PALETTE[4], PALETTE[0], PALETTE[3])  # of META_RATES
+
+Groups = dict[tuple[str, float, str], RobotGroup]  # task, coefficient, method
+
+
+def plan(request: Request) -> Plan:
+    """The runs that the figures need."""
+    needed = tuple(jobs(request))
+    return Plan(needed, partial(summarise, needed=needed, request=request))
+
+
+def summarise(out: Path, *, needed: tuple[RobotTrial | Bundle, ...], request: Request) -> Summary:
+    """Tables, figures and claims from what is finished."""
+    found = gather(out, needed)
+    tables, pictures, claims = [], [], []
+    places = {task: at for task in TASKS if (at := places_of(found, task))}
+    labels = {task: task.removeprefix("realworld-") for task in places}
+    if {"table-1", "1", "2", "3"} & {*request.figures}:
+        tables.append(ends(found))
+    if "table-1" in request.figures:
+        tables.append(table_1(places))
+        claims += [claim for task, at in places.items() for claim in metal_claims.table_1(labels[task], at)]
+    panels = {(labels[task], f"coefficient {k:g}"): methods for task, at in places.items() for k, methods in at.items()}
+    if "1" in request.figures and panels:
+        title, shown = "MetaL, Figure 1: outer losses, and beside the baselines", (*OUTER_LOSSES, "rc-d4pg", "d4pg")
+        pictures.append(metal_figures.draw_bars(out / "figure-1.png", title, panels, shown))
+        claims += [claim for task, at in places.items() for claim in metal_claims.outer_losses(labels[task], at)]
+    if "2" in request.figures and panels:
+        title = "MetaL, Figure 2: safety coefficients"
+        pictures.append(metal_figures.draw_bars(out / "figure-2.png", title, panels, MAIN))
+    if {"1", "2", "3"} & {*request.figures}:
+        claims += [claim for task, at in places.items() for claim in metal_claims.per_coefficient(labels[task], at)]
+    easiest = {("", labels[task]): at[SOLVABLE] for task, at in places.items() if SOLVABLE in at}
+    if "3" in request.figures and easiest:
+        title = f"MetaL, Figure 3: coefficient {SOLVABLE:g} on each task"
+        pictures.append(metal_figures.draw_bars(out / "figure-3.png", title, easiest, MAIN))
+    if "4" in request.figures:
+        add = behaviour(out / "figure-4.png", found, SIZES[request.budget].rates)
+        tables.append(add[0])
+        pictures.append(add[1])
+        claims += add[2]
+    return Summary(tuple(tables), tuple(pictures), tuple(claims))
+
+
+def places_of(found: Groups, task: str) -> Places:
+    """Coefficient -> method -> what it came to, of the methods of Table 1 and the ablation."""
+    places: dict[float, dict[str, metal_claims.Reached]] = {}
+    for (name, coefficient, method), group in found.items():
+        if name == task and method in METHODS:
+            places.setdefault(coefficient, {})[method] = group.reached
+    return dict(sorted(places.items()))
+
+
+def table_1(places: dict[str, Places]) -> Table:
+    """Means over coefficients beside the paper's, which are over tasks and thresholds as well."""
+    rows: list[tuple[Cell, ...]] = []
+    for task, at in places.items():
+        for method in MAIN:
+            reached = averaged(at, method)
+            if reached is not None:
+                ours = tuple(map(over_seeds, (reached.penalised, reached.returns, reached.overshoot)))
+                paper = TABLE_1.get(method, (None, None, None))
+                rows.append((task, ", ".join(f"{k:g}" for k in at), method, reached.returns.size, *ours, *paper))
+    columns = (
+        "task", "coefficients", "method", "seeds", "penalised return", "return", "overshoot", "paper: penalised return",
+        "paper: return", "paper: overshoot",
+    )  # fmt: skip
+    note = f"{INTERVALS} Last 100 training episodes, with the noise of exploration. The paper's: all tasks together."
+    return Table("table-1", "Table 1: means over safety coefficients", columns, tuple(rows), note)
+
+
+def ends(found: Groups) -> Table:
+    """Every method at every place, in training and without noise."""
+    rows: list[tuple[Cell, ...]] = []
+    for (task, coefficient, method), group in sorted(
+        found.items(), key=lambda item: (TASKS.index(item[0][0]), item[0][1])
+    ):
+        if method in METHODS:
+            reached, quiet = group.reached, group.without_noise
+            quantities = (
+                reached.penalised,
+                reached.returns,
+                reached.costs,
+                quiet.penalised,
+                quiet.returns,
+                quiet.costs,
+            )
+            multiplier, clipped = group.at_end("multiplier"), group.at_end("clipped_mass")
+            cells = [
+                *map(over_seeds, quantities),
+                *(None if each is None else float(np.mean(each)) for each in (multiplier, clipped)),
+            ]
+            rows.append((task, coefficient, group.threshold, method, len(group.seeds), *cells))
+    columns = (
+        "task", "coefficient", "threshold", "method", "seeds", "penalised return", "return", "J_C",
+        "penalised return without noise", "return without noise", "J_C without noise", "multiplier", "clipped mass",
+    )  # fmt: skip
+    note = (
+        f"{INTERVALS} The first three: last 100 training episodes, with the noise of exploration, as the paper has it."
+        " Without noise: final policies on fresh episodes. Clipped mass: of target atoms beyond the critic's support."
+    )
+    return Table("ends", "Figures 1 to 3: all methods", columns, tuple(rows), note)
+
+
+def behaviour(path: Path, found: Groups, rates: tuple[float, ...]) -> tuple[Table, Path, list[Claim]]:
+    """Figure 4: the multiplier and its rate over training on cartpole, for every meta-rate."""
+    looks = {
+        of_rate(rate): (f"metal, meta-rate {rate:g}", colour)
+        for rate, colour in zip(META_RATES, RATE_COLOURS, strict=True)
+    }
+    looks |= {"rc-d4pg": ("rc-d4pg", PALETTE[1])}
+    columns: dict[str, dict[str, RobotGroup]] = {}
+    rows: list[tuple[Cell, ...]] = []
+    for coefficient, word in ((SOLVABLE, "solvable"), (UNSOLVABLE, "unsolvable")):
+        groups = {method: found[key] for method in looks if (key := (CARTPOLE, coefficient, method)) in found}
+        columns[f"coefficient {coefficient:g} ({word})"] = groups
+        for method, group in groups.items():
+            learned = "log_rate" in group.metrics[0][0]
+            log_rate = group.table("log_rate") if learned else None
+            size = float(np.abs(group.table("meta_gradient")).mean()) if learned else None
+            rows.append((
+                coefficient, method, len(group.seeds),
+                None if log_rate is None else over_seeds(log_rate.max(0)),
+                None if log_rate is None else over_seeds(log_rate[-1]),
+                over_seeds(group.table("multiplier")[-1]), over_seeds(group.reached.costs),
+                over_seeds(group.reached.returns), over_seeds(group.reached.penalised), size,
+            ))  # fmt: skip
+    claims = [
+        claim
+        for rate in rates
+        for claim in metal_claims.behaviour(
+            rate,
+            {
+                k: found[CARTPOLE, k, of_rate(rate)]
+                for k in (SOLVABLE, UNSOLVABLE)
+                if (CARTPOLE, k, of_rate(rate)) in found
+            },
+        )
+    ]
+    titles = (
+        "coefficient", "method", "seeds", "largest alpha", "last alpha", "last multiplier", "J_C", "return",
+        "penalised return", "mean size of the meta-gradient",
+    )  # fmt: skip
+    note = f"{INTERVALS} alpha: alpha_lambda, which starts at 0. The meta-gradient's: of means over an iteration."
+    table = Table("figure-4", "Figure 4: how the multiplier's rate behaves", titles, tuple(rows), note)
+    return table, metal_figures.draw_behaviour(path, columns, looks), claims

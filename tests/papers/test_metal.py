@@ -1,0 +1,373 @@
+"""MetaL's reproduction: what is planned, runs that train together, intervals, and the verdicts."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from safemeta.experiment import logs
+from safemeta.experiment.evaluate import Interval
+from safemeta.experiment.run import load
+from safemeta.experiment.train import train
+from safemeta.papers import metal, metal_claims, metal_plan, registry
+from safemeta.papers.claims import CONTRADICTED, NOT_REPRODUCED, REPRODUCED
+from safemeta.papers.lockstep import opened, train_together
+from safemeta.papers.metal_plan import CARTPOLE, COEFFICIENTS, METHODS, SOLVABLE, UNSOLVABLE
+from safemeta.papers.metal_runs import Bundle, Final, Reached, RobotGroup, RobotTrial, gather, world_at
+from safemeta.papers.plan import Request
+from safemeta.papers.progress import JobProgress
+
+ALL = tuple(registry.get("metal").figures)
+SILENT = JobProgress(lambda share, words: None)
+
+
+def trials(jobs):
+    """All runs, in or out of a bundle."""
+    return [trial for job in jobs for trial in (job.trials if isinstance(job, Bundle) else (job,))]
+
+
+# What is planned
+
+
+@pytest.mark.parametrize("budget", registry.BUDGETS)
+def test_all_planned_runs_can_be_configured(budget):
+    jobs = metal.plan(Request(ALL, budget, 1)).jobs
+    assert len({job.name for job in jobs}) == len(jobs)
+    for job in jobs:
+        if isinstance(job, Bundle):  # one program: settings that differ would be a mistake
+            configs = job.config()
+            assert len({(each.algorithm, each.options, each.iterations) for each in configs}) == 1
+            assert len({trial.name for trial in job.trials}) == len(job.trials)
+    for trial in trials(jobs):
+        config = trial.config()
+        assert (config.algorithm, config.seed, config.iterations) == (trial.algorithm, trial.seed, trial.iterations)
+        assert config.options.tasks * config.options.episodes == 8
+    assert {trial.task for trial in trials(jobs)} == set(
+        metal_plan.TASKS if budget != "laptop" else (CARTPOLE, metal_plan.WALKER)
+    )
+
+
+def test_the_laptop_plan_on_cartpole():
+    planned = trials(metal.plan(Request(ALL, "laptop", 4)).jobs)
+    found = {(t.method, t.coefficient, t.seed) for t in planned if t.task == CARTPOLE and t.method in METHODS}
+    extremes = (UNSOLVABLE, SOLVABLE)
+    wanted = {
+        (method, k, seed)
+        for method, k, seed in itertools.product(METHODS, COEFFICIENTS, range(4))
+        if method not in metal_plan.OUTER_LOSSES[1:] or k in extremes
+    }
+    assert found == wanted
+    rates = {t.options["meta_rate"] for t in planned if t.algorithm == "metal" and t.coefficient == UNSOLVABLE}
+    assert rates == set(metal_plan.META_RATES)
+
+
+@pytest.mark.parametrize(
+    ("figure", "coefficients", "methods"),
+    [
+        ("1", set(COEFFICIENTS), {"d4pg", "rc-d4pg", "metal", "metal both", "metal actor"}),
+        ("3", {SOLVABLE}, set(metal.MAIN) & set(METHODS)),
+        ("4", {UNSOLVABLE, SOLVABLE}, {"rc-d4pg", *map(metal_plan.of_rate, metal_plan.META_RATES)}),
+        ("table-1", set(COEFFICIENTS), set(metal.MAIN) & set(METHODS)),
+    ],
+)
+def test_a_figure_asks_only_for_its_own_runs(figure, coefficients, methods):
+    planned = [t for t in trials(metal.plan(Request((figure,), "laptop", 1)).jobs) if t.task == CARTPOLE]
+    assert ({t.coefficient for t in planned}, {t.method for t in planned}) == (coefficients, methods)
+
+
+@pytest.mark.parametrize("task", metal_plan.TASKS)
+def test_a_coefficient_is_the_worlds(task):
+    import jax
+
+    tasks = world_at(task, 0.05, 7).sample(jax.random.key(0), 2, "train")
+    np.testing.assert_allclose(tasks.parameters["safety_coeff"], 0.05, rtol=1e-6)
+    assert world_at(task, 0.05, 7).cmdp.horizon == 7
+
+
+# Runs that train together
+
+TINY = {**metal_plan.TINY, "tasks": 2, "episodes": 1, "warm_up": 8, "batch": 4, "hidden": (4,), "critic_hidden": (4,),
+        "atoms": 5, "n_step": 2, "steps_per_update": 2, "capacity": 100}  # fmt: skip
+
+
+def tiny(coefficient, seed, iterations=3):
+    return RobotTrial(
+        f"{coefficient:g}-s{seed}", "rc-d4pg", "rc-d4pg", CARTPOLE, seed, iterations, (), "fast", TINY, horizon=10,
+        coefficient=coefficient, episodes=2,
+    )  # fmt: skip
+
+
+def alone(trial, folder, iterations):
+    """Trained by `safemeta.train`, in one go or for the first iterations of what is to be more."""
+    train(out=folder, iterations=iterations, **trial._given())
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "iterations": trial.iterations}))
+    return lines(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A bundle of two runs, one of which had already come to its first iteration; and both of them alone."""
+    out = tmp_path_factory.mktemp("metal")
+    made, folder = Bundle("tiny", (tiny(0.3, 1), tiny(0.0, 0))), out / "runs" / "tiny"
+    single = [alone(trial, out / "alone" / trial.name, 3) for trial in made.trials]
+    alone(made.trials[0], folder / made.trials[0].name, 1)
+    assert not made.done(folder)
+    told = []
+    made.work(folder, JobProgress(lambda share, words: told.append(words)))
+    return out, made, single, told
+
+
+def lines(folder):
+    return logs.read(folder / logs.METRICS)
+
+
+def test_together_each_run_is_what_it_is_alone(trained):
+    out, made, single, _ = trained
+    together = [lines(out / "runs" / "tiny" / trial.name) for trial in made.trials]
+    assert together[0][-1]["return"] != together[1][-1]["return"]
+    for ours, theirs in zip(together, single, strict=True):
+        assert [line["iteration"] for line in ours] == [line["iteration"] for line in theirs] == [1, 2, 3]
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.keys() == other.keys()
+            np.testing.assert_allclose([*mine.values()], [*other.values()], rtol=2e-4, atol=1e-6)
+
+
+def test_runs_that_are_behind_catch_up_first(trained):
+    *_, told = trained
+    assert [words.split()[1] for words in told if "Training" in words] == ["0/3", "1/3", "2/3", "3/3"]
+
+
+def test_a_bundle_leaves_runs_and_what_they_came_to(trained):
+    out, made, *_ = trained
+    folder = out / "runs" / "tiny"
+    assert made.done(folder)
+    found = gather(out, [made])
+    assert {key: group.seeds for key, group in found.items()} == {
+        (CARTPOLE, 0.3, "rc-d4pg"): (1,),
+        (CARTPOLE, 0.0, "rc-d4pg"): (0,),
+    }
+    strict = found[CARTPOLE, 0.0, "rc-d4pg"]  # at 0 every position violates
+    assert strict.without_noise.costs == pytest.approx([1.0])
+    assert strict.table("cost")[:, 0] == pytest.approx([1.0] * 3)
+    assert found[CARTPOLE, 0.3, "rc-d4pg"].without_noise.costs == pytest.approx([0.0])
+    assert strict.threshold == 0.115
+    run = load(folder / "0-s0", "last", made.trials[1].world)
+    assert run.iteration == 3
+    assert not dataclasses.replace(made, trials=(*made.trials, tiny(0.3, 2))).done(folder)
+
+
+def test_only_runs_of_the_same_settings_train_together(tmp_path):
+    both = [tiny(0.3, 0), tiny(0.3, 1, iterations=5)]
+    both = [opened(tmp_path / each.name, each.config(), each.world) for each in both]
+    with pytest.raises(ValueError, match="same settings"):
+        train_together(both, SILENT.part(1.0))
+
+
+# Numbers
+
+
+def test_the_difference_has_welchs_interval():
+    ours, theirs = np.array([5.0, 7.0, 6.0, 9.0]), np.array([1.0, 1.5, 0.5])
+    found = metal_claims.difference(ours, theirs)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    assert found.mean == pytest.approx(5.75)
+    variance = ours.var(ddof=1) / 4 + theirs.var(ddof=1) / 3
+    half = stats.t.ppf(0.975, int(expected.df)) * np.sqrt(variance)  # degrees of freedom rounded down: a little wider
+    assert (found.low, found.high) == pytest.approx((5.75 - half, 5.75 + half))
+    exact = expected.confidence_interval(0.95)
+    assert found.low < exact.low < exact.high < found.high
+    assert metal_claims.difference(ours[:1], theirs) == Interval(5.0 - 1.0, None, None)
+
+
+def test_penalised_returns_by_hand():
+    reached = Reached.of(np.array([900.0, 800.0]), np.array([0.215, 0.1]), 0.115)
+    np.testing.assert_allclose(reached.overshoot, [0.1, 0.0])
+    np.testing.assert_allclose(reached.penalised, [800.0, 800.0])
+    strict = Reached.of(np.array([500.0, 400.0]), np.array([0.315, 0.415]), 0.115)
+    mean = metal_claims.averaged({0.05: {"metal": strict}, 0.3: {"metal": reached}}, "metal")
+    assert mean is not None
+    np.testing.assert_allclose(mean.penalised, [(800 + 300) / 2, (800 + 100) / 2])
+    assert metal_claims.averaged({0.05: {}, 0.3: {"metal": reached}}, "metal") is None
+
+
+def group(returns=(1.0,), iterations=20, **tables):
+    """A group with the given columns `[iterations, seeds]`; other metrics are constant."""
+    seeds = len(returns)
+    filled = {"return": np.tile(returns, (iterations, 1)), "cost": np.full((iterations, seeds), 0.2)}
+    filled |= {name: np.asarray(values, float) for name, values in tables.items()}
+    metrics = tuple(
+        [{"limit": 0.11500000208, "environment_steps": 8000 * (i + 1), **{n: v[i, s] for n, v in filled.items()}}
+         for i in range(iterations)]
+        for s in range(seeds)
+    )  # fmt: skip
+    final = tuple(Final(np.array([10.0, 20.0]), np.array([0.0, 0.3])) for _ in range(seeds))
+    return RobotGroup("metal", CARTPOLE, tuple(range(seeds)), (), metrics, (), 0.05, final)
+
+
+def test_the_last_hundred_episodes_count():
+    rising = np.arange(20.0)[:, None]
+    reached = group(**{"return": rising, "cost": rising / 100}).reached
+    assert reached.returns == pytest.approx([np.mean(np.arange(7, 20))])  # 13 iterations of 8 episodes
+    assert reached.overshoot == pytest.approx([0.13 - 0.115])  # of the mean, not the mean of overshoots
+    assert group().without_noise.penalised == pytest.approx([15.0 - 35.0])
+
+
+# Verdicts
+
+NOISE = np.array([-2.0, -1.0, 1.0, 2.0])
+
+
+def reached(value, overshoot=0.0, spread=1.0):
+    return Reached(value + spread * NOISE, np.full(4, overshoot + 0.115), np.full(4, overshoot))
+
+
+def like_the_paper(**changes):
+    made = {name: reached(returns, overshoot) for name, (_, returns, overshoot) in metal_claims.TABLE_1.items()}
+    return made | changes
+
+
+def verdict_on(claims, words):
+    (found,) = [claim.verdict for claim in claims if words in claim.claim]
+    return found
+
+
+def test_the_papers_table_is_reproduced():
+    claims = metal_claims.table_1("x", {0.05: like_the_paper()})
+    assert {claim.verdict for claim in claims} == {REPRODUCED}
+    assert len(claims) == 6 + 1 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "verdict"),
+    [
+        ({"rs-0.1": reached(950.0, 0.2)}, "above that of rs-0.1", CONTRADICTED),
+        ({"rs-0.1": reached(950.0, 0.2)}, "order of penalised", CONTRADICTED),
+        ({"rs-0.1": reached(950.0, 0.27, 100.0)}, "above that of rs-0.1", NOT_REPRODUCED),
+        ({"rs-0.1": reached(960.0, 0.27, 100.0)}, "order of penalised", NOT_REPRODUCED),
+        ({"metal": reached(800.0)}, "comparable to D4PG's", CONTRADICTED),
+        ({"metal": reached(870.0, 0.0, 40.0)}, "comparable to D4PG's", NOT_REPRODUCED),
+        ({"metal": reached(900.0, 0.6)}, "D4PG's overshoot", CONTRADICTED),
+        ({"rc-d4pg": reached(648.0, 0.3)}, "RC-D4PG overshoots less", CONTRADICTED),
+        ({"rc-d4pg": reached(990.0, 0.1)}, "less return", CONTRADICTED),
+    ],
+)
+def test_other_tables_are_not(changes, words, verdict):
+    assert verdict_on(metal_claims.table_1("x", {0.05: like_the_paper(**changes)}), words) == verdict
+
+
+def test_no_claims_without_runs():
+    assert metal_claims.table_1("x", {0.05: {"d4pg": reached(1.0)}}) == []
+    assert metal_claims.outer_losses("x", {0.05: like_the_paper()}) == []
+    assert metal_claims.per_coefficient("x", {0.1: {"d4pg": reached(1.0)}}) == []
+
+
+def test_verdicts_on_an_unsolvable_task():
+    claims = metal_claims.per_coefficient("x", {UNSOLVABLE: like_the_paper()})
+    assert verdict_on(claims, "can not be solved") == REPRODUCED
+    assert verdict_on(claims, "above that of rc-d4pg") == REPRODUCED
+    assert verdict_on(claims, "comparable to that of rs-0.1") == REPRODUCED
+    assert verdict_on(claims, "drastic difference") == REPRODUCED
+    solved = like_the_paper(**{"rc-d4pg": reached(900.0, 0.005)})
+    claims = metal_claims.per_coefficient("x", {UNSOLVABLE: solved})
+    assert verdict_on(claims, "can not be solved") == CONTRADICTED
+    assert verdict_on(claims, "above that of rc-d4pg") == CONTRADICTED
+    half = dataclasses.replace(reached(900.0), overshoot=np.array([0.0, 0.0, 0.0, 0.03]))
+    claims = metal_claims.per_coefficient("x", {UNSOLVABLE: like_the_paper(**{"rc-d4pg": half})})
+    assert verdict_on(claims, "can not be solved") == NOT_REPRODUCED
+
+
+def test_verdicts_on_a_solvable_task():
+    easy = {name: reached(900.0) for name in metal_claims.TABLE_1} | {"d4pg": reached(920.0, 0.3)}
+    claims = metal_claims.per_coefficient("x", {SOLVABLE: easy})
+    assert verdict_on(claims, "can be solved") == REPRODUCED
+    assert verdict_on(claims, "comparable to that of rc-d4pg") == REPRODUCED
+    assert verdict_on(claims, "above that of d4pg") == REPRODUCED
+    assert verdict_on(claims, "drastic difference") == NOT_REPRODUCED
+    worse = easy | {"metal": reached(500.0, 0.2), "rc-d4pg": reached(870.0)}
+    claims = metal_claims.per_coefficient("x", {SOLVABLE: worse})
+    assert verdict_on(claims, "comparable to that of rc-d4pg") == CONTRADICTED
+    assert verdict_on(claims, "above that of d4pg") == CONTRADICTED
+    hard = {name: reached(900.0, 0.3) for name in metal_claims.TABLE_1}
+    assert verdict_on(metal_claims.per_coefficient("x", {SOLVABLE: hard}), "can be solved") == NOT_REPRODUCED
+
+
+@pytest.mark.parametrize(
+    ("critic", "both", "actor", "verdicts"),
+    [
+        (800.0, 790.0, 600.0, [REPRODUCED] * 3),
+        (600.0, 790.0, 800.0, [CONTRADICTED, CONTRADICTED, CONTRADICTED]),
+        (800.0, 730.0, 600.0, [REPRODUCED, REPRODUCED, CONTRADICTED]),
+    ],
+)
+def test_verdicts_on_outer_losses(critic, both, actor, verdicts):
+    found = {"metal": reached(critic), "metal both": reached(both), "metal actor": reached(actor)}
+    claims = metal_claims.outer_losses("x", {0.05: found, 0.3: found, 0.1: {"metal": reached(0.0)}})
+    assert [claim.verdict for claim in claims] == verdicts
+    assert "coefficients 0.05, 0.3" in claims[0].claim
+
+
+def ramp(end, seeds=4):
+    return np.linspace(0.0, end, 20)[:, None] + 0.01 * NOISE[:seeds] * np.linspace(0, 1, 20)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict"), [(-4.0, REPRODUCED), (-1.0, NOT_REPRODUCED), (1.0, CONTRADICTED), (0.0, NOT_REPRODUCED)]
+)
+def test_verdicts_on_a_rate_that_vanishes(end, verdict):
+    assert metal_claims.vanishing("x", ramp(end)).verdict == verdict
+
+
+def test_verdicts_on_a_multiplier_that_settles():
+    settled = np.minimum(ramp(2.0), 1.0)  # reaches 1 halfway
+    assert metal_claims.settling("x", settled).verdict == REPRODUCED
+    assert metal_claims.settling("x", ramp(2.0)).verdict == CONTRADICTED
+    one_seed = metal_claims.settling("x", ramp(2.0)[:, :1])
+    assert one_seed.verdict == NOT_REPRODUCED
+
+
+def test_verdicts_on_a_solvable_tasks_rate():
+    up_and_down = np.concatenate([ramp(2.0)[:10], ramp(1.0)[::-1][:10] - 0.2])
+    costs = np.where(np.arange(20)[:, None] < 9, 0.5, 0.1) * np.ones(4)
+    claims = metal_claims.rise_and_fall("x", up_and_down, costs, 0.115)
+    assert [claim.verdict for claim in claims] == [REPRODUCED, REPRODUCED]
+    assert "after 10 [10, 10] iterations" in claims[0].ours
+    claims = metal_claims.rise_and_fall("x", -ramp(2.0), costs, 0.115)
+    assert [claim.verdict for claim in claims] == [CONTRADICTED, REPRODUCED]
+    claims = metal_claims.rise_and_fall("x", ramp(2.0), np.full((20, 4), 0.5), 0.115)
+    assert [claim.verdict for claim in claims] == [REPRODUCED, NOT_REPRODUCED]
+    assert "In 4 of 4 seeds it is never kept" in claims[0].note
+
+
+def test_figure_4_is_judged_by_coefficient():
+    made = group(returns=(1.0, 2.0, 3.0, 4.0), log_rate=ramp(-4.0), multiplier=np.minimum(ramp(2.0), 1.0))
+    claims = metal_claims.behaviour(1e-4, {UNSOLVABLE: made})
+    assert [claim.verdict for claim in claims] == [REPRODUCED, REPRODUCED]
+    assert len(metal_claims.behaviour(1e-4, {UNSOLVABLE: made, SOLVABLE: made})) == 4
+
+
+# Pictures
+
+
+def test_pictures_and_tables(tmp_path):
+    columns = {"log_rate": ramp(-4.0), "multiplier": ramp(1.0), "effective_rate": np.exp(ramp(-4.0)),
+               "meta_gradient": ramp(1e-6), "clipped_mass": ramp(0.0)}  # fmt: skip
+    made = group(returns=(1.0, 2.0, 3.0, 4.0), **columns)
+    plain = group(returns=(-5.0, 2.0, 3.0, 4.0), multiplier=ramp(1.0), clipped_mass=ramp(0.0))
+    found = {(CARTPOLE, k, m): each for k in (0.05, 0.3) for m, each in (("metal", made), ("rc-d4pg", plain))}
+    table, picture, claims = metal.behaviour(tmp_path / "figure-4.png", found, metal_plan.META_RATES)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(table.rows) == 4
+    assert len(claims) == 4  # the other meta-rates were not run
+    panels = {("cartpole", "0.05"): like_the_paper(), ("cartpole", "0.3"): like_the_paper(), ("walker", "0.3"): {}}
+    del panels["walker", "0.3"]
+    drawn = metal.metal_figures.draw_bars(tmp_path / "bars.png", "t", panels, metal.MAIN)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert (
+        "| realworld-cartpole | 0.05, 0.3 | metal | 4 |"
+        in metal.table_1({CARTPOLE: metal.places_of(found, CARTPOLE)}).markdown()
+    )
+    assert len(metal.ends(found).rows) == 4
