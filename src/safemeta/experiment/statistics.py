@@ -2,6 +2,7 @@
 
 All intervals are two-sided. Aggregates over tasks or seeds use the percentile bootstrap (Efron 1979) with a fixed
 seed; the mean of one policy's episodes uses Student's t; shares of trajectories use the exact binomial interval.
+Aggregates over runs and tasks are in `aggregates.py`.
 """
 
 import functools
@@ -13,20 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 10_000
 
 
-def interquartile_mean(values: ArrayLike) -> float:
-    """Mean of the middle half (Agarwal et al. 2021): a quarter of the values is dropped at each end.
-
-    As in `scipy.stats.trim_mean(values, 0.25)`, the number dropped is rounded down.
-    """
-    ordered = np.sort(np.asarray(values, float).ravel())
-    dropped = int(0.25 * ordered.size)
-    return float(ordered[dropped : ordered.size - dropped].mean())
-
-
 def bootstrap(
-    values: ArrayLike, *, statistic: str = "mean", confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (or "iqm") of independent values.
+    """Percentile bootstrap interval of the mean of independent values.
 
     One value alone gives no interval: both ends are NaN then.
     """
@@ -34,15 +25,8 @@ def bootstrap(
     if sample.size < 2:
         return math.nan, math.nan
     chosen = np.random.default_rng(seed).integers(0, sample.size, (resamples, sample.size))
-    drawn = sample[chosen]
-    if statistic == "iqm":
-        drawn.sort(axis=1)
-        dropped = int(0.25 * sample.size)
-        drawn = drawn[:, dropped : sample.size - dropped]
-    elif statistic != "mean":
-        raise ValueError(f"statistic must be 'mean' or 'iqm', not '{statistic}'")
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn.mean(axis=1), [tail, 100 - tail])
+    low, high = np.percentile(sample[chosen].mean(axis=1), [tail, 100 - tail])
     return float(low), float(high)
 
 
