@@ -48,6 +48,7 @@ def some_steps(count, seed=0):
         jnp.asarray([True] * (count - 2) + [False, True]),
         {},
         {},
+        jnp.linspace(0.2, 1, count),
         jnp.asarray([0.0, 0.9] * (count // 2)),
     )
 
@@ -228,7 +229,7 @@ def test_what_the_critic_is_trained_on_by_hand(x64):
         values = shaped + float(batch.discount[i]) * np.linspace(-2, 2, 7)
         target = projected_by_hand(config.categories, values, probabilities)
         logits = np.asarray(critic(batch.observation[i], batch.action[i]))
-        total -= float(batch.valid[i]) * target @ (logits - np.log(np.exp(logits).sum()))
+        total -= float(batch.valid[i] * batch.weight[i]) * target @ (logits - np.log(np.exp(logits).sum()))
     assert float(found) == pytest.approx(total / 5, abs=1e-10)
 
 
@@ -265,11 +266,13 @@ def test_the_penalty_buffer_keeps_the_last_episodes():
     assert sorted(np.asarray(many.excess[:, 0])) == [3, 4]
 
 
-@pytest.mark.parametrize("name", [pytest.param("rs-d4pg", marks=pytest.mark.slow), "metal"])
-def test_iterations_are_repeatable_and_keep_their_structure(name):
+@pytest.mark.parametrize(
+    ("name", "replay"), [pytest.param("rs-d4pg", "uniform", marks=pytest.mark.slow), ("metal", "prioritised")]
+)
+def test_iterations_are_repeatable_and_keep_their_structure(name, replay):
     world = tasks.make("realworld-cartpole", horizon=12)
     module = registry.load(name)
-    algorithm = module.algorithm(module.config(**TINY))
+    algorithm = module.algorithm(module.config(**TINY, replay=replay))
     state = algorithm.init(jax.random.key(0), world.cmdp)
     (once, metrics), (again, _) = (algorithm.iterate(state, world, jax.random.key(1)) for _ in range(2))
     assert jax.tree.structure(state) == jax.tree.structure(once)
@@ -304,6 +307,13 @@ def test_target_networks_are_renewed_when_due():
         pytest.param("d4pg", 1e3, {}, 0.65, marks=pytest.mark.slow),
         # ten efforts of 0.13, of which noise makes 0.04
         ("rc-d4pg", 1.3, {"multiplier_rate": 1e-3, "penalty_episodes": 8}, 0.3),
+        pytest.param(
+            "rc-d4pg",
+            1.3,
+            {"multiplier_rate": 1e-3, "penalty_episodes": 8, "replay": "prioritised"},
+            0.3,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_finds_the_best_action_and_with_a_limit_the_best_that_is_allowed(name, limit, changes, expected):
@@ -333,6 +343,9 @@ def test_it_finds_the_best_action_and_with_a_limit_the_best_that_is_allowed(name
         ({"critic_hidden": ()}, "critic_hidden"),
         ({"capacity": 8}, "capacity"),
         ({"action_gradient_clip": 0.0}, "action_gradient_clip"),
+        ({"replay": "sorted"}, "replay must be one of uniform, prioritised"),
+        ({"priority_exponent": 1.5}, "priority_exponent"),
+        ({"importance_exponent": -0.1}, "importance_exponent"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, words):

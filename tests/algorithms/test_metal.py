@@ -45,14 +45,14 @@ def looked_ahead(loss, theta, training, held, multiplier, excess, optimizer=None
         return following, jax.lax.stop_gradient(moved) if "critic" in stop else moved, moved
 
     def outer(critic, following):
-        return loss(critic, jax.lax.stop_gradient(following) if "multiplier" in stop else following, held)
+        return loss(critic, jax.lax.stop_gradient(following) if "multiplier" in stop else following, held), None
 
     run = jax.jit(lambda eta: meta_gradient(eta, inner, outer))
     at, step = jnp.asarray([log_rate]), 1e-6
-    found = run(at)
+    *found, (theta, _) = run(at)
     if not stop:  # against the outer loss itself
         close(found[0], float(run(at + step)[1] - run(at - step)[1]) / (2 * step), 1e-8)
-    return found
+    return *found, theta
 
 
 ONE = (np.array([[1.5]]), np.ones(1), np.ones(1), np.array([1.1]))  # x, r, c, Q beyond

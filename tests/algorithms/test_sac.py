@@ -31,6 +31,7 @@ def some_batch(seed=0, count=6, observation=3, action=2):
         jnp.asarray([True] * (count - 2) + [False, True]),
         {},
         {},
+        jnp.ones(count),
     )
 
 

@@ -32,8 +32,9 @@ from safemeta.algorithms.d4pg_config import (
 from safemeta.algorithms.descent import descend, fresh
 from safemeta.algorithms.descent import descent as descent_at
 from safemeta.algorithms.n_step import MultiStepBatch, SequenceReplay
-from safemeta.algorithms.off_policy import OffPolicyAlgorithm, every
+from safemeta.algorithms.off_policy import LOSSES, OffPolicyAlgorithm, every
 from safemeta.algorithms.off_policy import State as TrainingState
+from safemeta.algorithms.prioritised import PrioritisedReplay
 from safemeta.core import CMDP, InteractiveWorld, Tasks, Transition
 from safemeta.nets import CategoricalValue, DeterministicPolicy
 
@@ -191,16 +192,23 @@ def evidence(config: D4pgConfig, state: State, batch: MultiStepBatch) -> Evidenc
     return Evidence(batch, jax.nn.softmax(state.target_critic(batch.next_observation, action)))
 
 
+class Fit(eqx.Module):
+    """How the critic fits a batch."""
+
+    losses: Float[Array, " batch"]  # each transition's, without weights
+    clipped: Float[Array, ""]  # the targets' mass beyond the support
+
+
 def critic_loss(
     critic: CategoricalValue, multiplier: Float[Array, " costs"], seen: Evidence, support: Support
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy to the projected target, and the target's mass beyond the support; differentiable in both."""
+) -> tuple[Float[Array, ""], Fit]:
+    """Cross-entropy to the projected target, times the batch's weights; differentiable in critic and multiplier."""
     batch = seen.batch
     shaped = batch.reward - batch.costs @ multiplier
     values = shaped[:, None] + batch.discount[:, None] * support.values(shaped.dtype)
     target = support.project(values, seen.probabilities)
-    loss = batch.mean(cross_entropy(target, critic(batch.observation, batch.action)))
-    return loss, batch.mean(support.outside(values, seen.probabilities))
+    losses = cross_entropy(target, critic(batch.observation, batch.action))
+    return batch.mean(batch.weight * losses), Fit(losses, batch.mean(support.outside(values, seen.probabilities)))
 
 
 class CriticStep(eqx.Module):
@@ -215,9 +223,10 @@ class CriticStep(eqx.Module):
 def critic_step(config: D4pgConfig, state: State, multiplier: Float[Array, " costs"], seen: Evidence) -> CriticStep:
     """One step of Adam on `critic_loss`, differentiable in the multiplier."""
     loss = eqx.filter_value_and_grad(critic_loss, has_aux=True)
-    (value, clipped), gradient = loss(state.critic, multiplier, seen, config.categories)
+    (value, fit), gradient = loss(state.critic, multiplier, seen, config.categories)
     critic, optimizer = descend(descent(config, config.critic_rate), gradient, state.critic_optimizer, state.critic)
-    return CriticStep(critic, optimizer, gradient, {"critic_loss": value, "clipped_mass": clipped})
+    metrics = {"critic_loss": value, "clipped_mass": fit.clipped, LOSSES: fit.losses}
+    return CriticStep(critic, optimizer, gradient, metrics)
 
 
 def descent(config: D4pgConfig, rate: float) -> optax.GradientTransformation:
@@ -287,7 +296,10 @@ class Algorithm(OffPolicyAlgorithm):
     def _replay(self, cmdp: CMDP) -> SequenceReplay:
         config = self.config
         rows = config.tasks * config.episodes
-        return SequenceReplay(rows, config.capacity, config.batch, config.n_step, cmdp.discount)
+        sizes = rows, config.capacity, config.batch, config.n_step, cmdp.discount
+        if config.replay == "prioritised":
+            return PrioritisedReplay(*sizes, config.priority_exponent, config.importance_exponent)
+        return SequenceReplay(*sizes)
 
 
 class Fixed(Algorithm):

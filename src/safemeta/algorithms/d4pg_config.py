@@ -1,15 +1,17 @@
 """Settings of the learners on D4PG, and what is wrong with them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safemeta.algorithms.categorical import Support
 from safemeta.algorithms.off_policy import OffPolicyConfig
-from safemeta.algorithms.settings import at_least_one, layers, positive, zero_or_more
+from safemeta.algorithms.settings import at_least_one, layers, one_of, positive, zero_or_more
 from safemeta.core import CMDP
+
+ReplayKind = Literal["uniform", "prioritised"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class D4pgConfig(OffPolicyConfig):
     capacity: int = 1_000_000
     warm_up: int = 1000
     steps_per_update: int = 8  # 32 samples per insertion in batches of 256
+    replay: ReplayKind = "uniform"  # as in Acme; the paper says prioritised
+    priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016, proportional variant)
+    importance_exponent: float = 0.4  # beta, from which they anneal to 1; here it stays
     n_step: int = 5  # steps whose rewards are summed before the critic is asked
     atoms: int = 51
     support: tuple[float, float] = (-150.0, 150.0)  # lowest and highest atom
@@ -37,6 +42,10 @@ class D4pgConfig(OffPolicyConfig):
         at_least_one(self, "n_step", "target_period")
         positive(self, "policy_rate", "critic_rate", "gradient_clip")
         zero_or_more(self, "noise")
+        one_of(self, "replay", get_args(ReplayKind))
+        for name in ("priority_exponent", "importance_exponent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         layers(self, "critic_hidden")
         if self.atoms < 2:
             raise ValueError(f"atoms must be at least 2, not {self.atoms}.")

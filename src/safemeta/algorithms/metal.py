@@ -31,6 +31,7 @@ from safemeta.algorithms.d4pg import (
 )
 from safemeta.algorithms.d4pg_config import FAST, FAST_MULTIPLIER_RATE, ConstrainedConfig
 from safemeta.algorithms.n_step import MultiStepBatch
+from safemeta.algorithms.off_policy import LOSSES
 from safemeta.algorithms.settings import one_of, positive
 from safemeta.nets import CategoricalValue
 
@@ -78,22 +79,22 @@ class Config(ConstrainedConfig):
 PRESETS = {"fast": Config(**FAST, multiplier_rate=FAST_MULTIPLIER_RATE)}
 
 Inner = Callable[[Float[Array, " costs"]], tuple[Float[Array, " costs"], Any, Any]]
-Outer = Callable[[Any, Float[Array, " costs"]], Float[Array, ""]]
+Outer = Callable[[Any, Float[Array, " costs"]], tuple[Float[Array, ""], Any]]
 
 
 def meta_gradient(
     log_rate: Float[Array, " costs"], inner: Inner, outer: Outer
 ) -> tuple[Float[Array, " costs"], Float[Array, ""], Float[Array, " costs"], Any]:
-    """`d outer(theta'(eta), lambda'(eta)) / d eta`, the outer loss, lambda', and what else the inner step gave.
+    """`d outer(theta'(eta), lambda'(eta)) / d eta`, the outer loss, lambda', and what else either step gave.
 
-    `inner(eta)` gives lambda', theta' and anything else. In forward mode: there is one number per cost to differentiate
-    in, and nothing of the inner step need be kept.
+    `inner(eta)` gives lambda', theta' and anything else, `outer` the loss and anything else. In forward mode: there is
+    one number per cost to differentiate in, and nothing of the inner step need be kept.
     """
 
     def look_ahead(eta: Array) -> tuple[Array, Any]:
         multiplier, critic, rest = inner(eta)
-        loss = outer(critic, multiplier)
-        return loss, (loss, multiplier, rest)
+        loss, more = outer(critic, multiplier)
+        return loss, (loss, multiplier, (rest, more))
 
     gradient, (loss, multiplier, rest) = jax.jacfwd(look_ahead, has_aux=True)(log_rate)
     return gradient, loss, multiplier, rest
@@ -133,18 +134,18 @@ class MetaLearner(ConstrainedLearner):
                 ahead = jax.tree.map(lambda p, g: p - config.critic_rate * g, state.critic, step.gradient)
             return multiplier, ahead, step
 
-        def outer(critic: CategoricalValue, multiplier: Array) -> Array:
-            loss = jnp.zeros(())
-            if config.outer_loss != "actor":
-                loss = loss + critic_loss(critic, multiplier, judged_on, config.categories)[0]
+        def outer(critic: CategoricalValue, multiplier: Array) -> tuple[Array, Array]:
+            loss, fit = critic_loss(critic, multiplier, judged_on, config.categories)
+            if config.outer_loss == "actor":
+                loss = jnp.zeros(())
             if config.outer_loss != "critic":
                 # The paper's actor loss is a square behind a stopped gradient, whose derivative here would be 0: this
                 # is the objective that it descends.
                 logits = critic(held.observation, state.policy(held.observation))
                 loss = loss - held.mean(config.categories.mean(logits))
-            return loss
+            return loss, fit.losses
 
-        gradient, loss, multiplier, step = meta_gradient(state.log_rate, inner, outer)
+        gradient, loss, multiplier, (step, losses) = meta_gradient(state.log_rate, inner, outer)
         move, optimizer = self._optimizer.update(gradient, state.rate_optimizer)
         moved: Any = optax.apply_updates(state.log_rate, move)
         log_rate = jnp.clip(moved, *LOG_RATE_RANGE)
@@ -153,7 +154,8 @@ class MetaLearner(ConstrainedLearner):
             state,
             (step.critic, step.optimizer, multiplier, log_rate, optimizer),
         )
-        return state, step.metrics | {"outer_loss": loss, "meta_gradient": gradient}
+        losses = jnp.concatenate([losses, step.metrics[LOSSES]])
+        return state, step.metrics | {"outer_loss": loss, "meta_gradient": gradient, LOSSES: losses}
 
     def conclude(self, state: State, violations: Float[Array, "rows costs"]) -> tuple[State, Metrics]:
         state, metrics = super().conclude(state, violations)

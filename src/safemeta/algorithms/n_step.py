@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.replay import Batch, Entry, Replay
 
@@ -17,6 +17,7 @@ class MultiStepBatch(Batch):
     """
 
     discount: Float[Array, " batch"]
+    index: Int[Array, " batch"] | None = None  # where a replay with priorities keeps it
 
 
 def multi_step(sequence: Entry, discount: float) -> MultiStepBatch:
@@ -46,6 +47,7 @@ def multi_step(sequence: Entry, discount: float) -> MultiStepBatch:
         valid=first.valid,
         signals=first.signals,
         next_signals=jax.tree.map(lambda leaf: leaf[rows, made], sequence.signals),
+        weight=jnp.ones_like(first.reward),
         discount=jnp.where(terminated, 0, jnp.asarray(discount, dtype) ** made),
     )
 

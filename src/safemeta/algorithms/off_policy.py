@@ -59,7 +59,7 @@ class Learner(Protocol):
         ...
 
     def update(self, state: Any, batch: Batch, key: PRNGKeyArray) -> tuple[Any, Metrics]:
-        """One gradient step."""
+        """One gradient step. A metric `LOSSES`, if there is one, is each transition's: priorities are made of it."""
         ...
 
     def watch(self, state: Any, step: Transition) -> Metrics:
@@ -69,6 +69,9 @@ class Learner(Protocol):
     def conclude(self, state: Any, violations: Float[Array, "rows costs"]) -> tuple[Any, Metrics]:
         """Once per iteration, with cost less limit of each of its episodes."""
         ...
+
+
+LOSSES = "losses"  # of the transitions of a batch; no metric of the run
 
 
 class State(eqx.Module):
@@ -109,18 +112,23 @@ class LearningAgent:
         clock = state.clock + 1
         due = (clock % period == 0) & (clock * rows >= self.config.warm_up) & (clock >= self.replay.entries)
 
-        def go(learner: Any, sums: Metrics) -> tuple[Any, Metrics]:
-            def one(carry: tuple[Any, Metrics], key: PRNGKeyArray) -> tuple[tuple[Any, Metrics], None]:
-                learner, sums = carry
+        def go(*carry: Any) -> Any:
+            def one(carry: Any, key: PRNGKeyArray) -> tuple[Any, None]:
+                learner, sums, priorities = carry
                 sample_key, update_key = jax.random.split(key)
-                learner, metrics = self.learner.update(learner, self.replay.sample(replay, sample_key), update_key)
-                return (learner, jax.tree.map(jnp.add, sums, metrics)), None
+                present = self.replay.with_priorities(replay, priorities)
+                batch = self.replay.sample(present, sample_key)
+                learner, metrics = self.learner.update(learner, batch, update_key)
+                present = self.replay.judged(present, batch, metrics.pop(LOSSES, None))
+                return (learner, jax.tree.map(jnp.add, sums, metrics), self.replay.priorities(present)), None
 
             if count == 1:
-                return one((learner, sums), key)[0]
-            return jax.lax.scan(one, (learner, sums), jax.random.split(key, count))[0]
+                return one(carry, key)[0]
+            return jax.lax.scan(one, carry, jax.random.split(key, count))[0]
 
-        learner, sums = jax.lax.cond(due, go, lambda *same: same, state.learner, state.sums)
+        before = state.learner, state.sums, self.replay.priorities(replay)
+        learner, sums, priorities = jax.lax.cond(due, go, lambda *same: same, *before)
+        replay = self.replay.with_priorities(replay, priorities)
         record = {"reward": transition.reward, "costs": transition.costs, "valid": transition.valid}
         record |= self.learner.watch(learner, transition)
         updates = state.updates + jnp.where(due, count, 0)
@@ -193,6 +201,7 @@ def _working(agent: LearningAgent, cmdp: CMDP, state: State) -> Working:
     shown = jax.eval_shape(lambda s: replay.sample(s, jax.random.key(0)), state.replay)
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, metrics = eqx.filter_eval_shape(agent.learner.update, state.learner, shown, key)
+    metrics.pop(LOSSES, None)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
     row = jax.tree.map(lambda leaf: jnp.zeros((replay.rows, *leaf.shape[1:]), leaf.dtype), shown)
     last = Transition(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Transition)})

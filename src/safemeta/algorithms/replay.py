@@ -31,6 +31,8 @@ class Entry(eqx.Module):
 class Batch(Transition):
     """Transitions drawn from the replay; those that lead from one episode into another are not `valid`."""
 
+    weight: Float[Array, " batch"]  # what a loss of each counts; ones where draws are uniform
+
     def mean(self, values: Float[Array, " batch"]) -> Float[Array, ""]:
         """Over those that count."""
         weight = self.valid.astype(values.dtype)
@@ -94,19 +96,35 @@ class Replay:
             first.valid,
             first.signals,
             second.signals,
+            jnp.ones_like(first.reward),
         )
+
+    def judged(self, state: Any, batch: Any, losses: Float[Array, " batch"] | None) -> Any:
+        """The state after a gradient step on `batch` whose losses were these: as it was, unless it has priorities."""
+        return state
+
+    def priorities(self, state: Any) -> Any:
+        """The part of the state that `judged` changes."""
+        return None
+
+    def with_priorities(self, state: Any, priorities: Any) -> Any:
+        """The state with another such part."""
+        return state
 
     def _append(self, state: Any, entry: Entry) -> Any:
         return self._buffer.add(state, jax.tree.map(lambda leaf: leaf[:, None], entry))
 
     @property
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "add_batch_size": self.rows,
+            "sample_batch_size": self.batch,
+            "sample_sequence_length": self.entries,
+            "period": 1,
+            "min_length_time_axis": self.entries,
+            "max_length_time_axis": -(-self.capacity // self.rows),
+        }
+
+    @property
     def _buffer(self) -> Any:
-        length = -(-self.capacity // self.rows)
-        return flashbax.make_trajectory_buffer(
-            add_batch_size=self.rows,
-            sample_batch_size=self.batch,
-            sample_sequence_length=self.entries,
-            period=1,
-            min_length_time_axis=self.entries,
-            max_length_time_axis=length,
-        )
+        return flashbax.make_trajectory_buffer(**self._sizes)
