@@ -343,7 +343,6 @@ def test_it_finds_the_best_action_and_with_a_limit_the_best_that_is_allowed(name
         ({"critic_hidden": ()}, "critic_hidden"),
         ({"capacity": 8}, "capacity"),
         ({"action_gradient_clip": 0.0}, "action_gradient_clip"),
-        ({"replay": "sorted"}, "replay must be one of uniform, prioritised"),
         ({"priority_exponent": 1.5}, "priority_exponent"),
         ({"importance_exponent": -0.1}, "importance_exponent"),
     ],
