@@ -96,8 +96,11 @@ def meta_gradient(
         loss, more = outer(critic, multiplier)
         return loss, (loss, multiplier, (rest, more))
 
-    gradient, (loss, multiplier, rest) = jax.jacfwd(look_ahead, has_aux=True)(log_rate)
-    return gradient, loss, multiplier, rest
+    # One after the other: jacfwd would vmap over the directions, which takes twice as long on a CPU.
+    directions = jnp.eye(log_rate.size, dtype=log_rate.dtype)
+    found: Any = [jax.jvp(look_ahead, (log_rate,), (each,), has_aux=True) for each in directions]
+    _, _, (loss, multiplier, rest) = found[0]
+    return jnp.stack([slope for _, slope, _ in found]), loss, multiplier, rest
 
 
 @dataclass(frozen=True)
