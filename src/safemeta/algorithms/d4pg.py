@@ -36,7 +36,7 @@ from safemeta.algorithms.off_policy import LOSSES, OffPolicyAlgorithm, every
 from safemeta.algorithms.off_policy import State as TrainingState
 from safemeta.algorithms.prioritised import PrioritisedReplay
 from safemeta.core import CMDP, InteractiveWorld, Tasks, Transition
-from safemeta.nets import CategoricalValue, DeterministicPolicy
+from safemeta.nets import MLP, CategoricalValue, DeterministicPolicy
 
 PENALTY = 1000.0  # kappa: return that a unit of overshoot costs (MetaL, section 5)
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 2500}  # paper: 20,000 episodes, 8 in an iteration
@@ -81,7 +81,8 @@ class State(eqx.Module):
     multiplier: Float[Array, " costs"]
     penalties: Penalties | None = None  # none where multipliers are not learned
     log_rate: Float[Array, " costs"] | None = None  # alpha_lambda of `metal`
-    rate_optimizer: Any = None
+    shaping: MLP | None = None  # of `mesh-like`
+    meta_optimizer: Any = None
 
 
 def renewed(state: State) -> tuple[State, Metrics]:

@@ -22,6 +22,8 @@ from safemeta.algorithms.d4pg import (
     ITERATIONS,
     Algorithm,
     ConstrainedLearner,
+    CriticStep,
+    Evidence,
     State,
     critic_loss,
     critic_step,
@@ -44,13 +46,11 @@ LOG_RATE_RANGE = (-10.0, 5.0)  # of alpha_lambda, so that exp stays finite; not 
 
 
 @dataclass(frozen=True)
-class Config(ConstrainedConfig):
-    """Settings of `metal`; the paper's own are in an appendix that is lost, and all of these were chosen."""
+class MetaConfig(ConstrainedConfig):
+    """Settings of learners whose meta-parameters look one step of the critic ahead; all chosen."""
 
-    initial_log_rate: float = 0.0  # alpha_lambda: at 0 the rate is `multiplier_rate`, as in `rc-d4pg`
     meta_rate: float = 1e-3
     meta_optimizer: Literal["adam", "sgd"] = "adam"  # sgd: the paper's update
-    outer_loss: OuterLoss = "critic"
     inner_step: InnerStep = "adam"  # what is differentiated; sgd: a step of plain SGD in its place (Theorem 1)
     validation_share: float = 0.5  # of a batch: held out from the inner step
 
@@ -59,11 +59,7 @@ class Config(ConstrainedConfig):
         super().validate()
         positive(self, "meta_rate")
         one_of(self, "meta_optimizer", tuple(RATES))
-        one_of(self, "outer_loss", get_args(OuterLoss))
         one_of(self, "inner_step", get_args(InnerStep))
-        low, high = LOG_RATE_RANGE
-        if not low <= self.initial_log_rate <= high:
-            raise ValueError(f"initial_log_rate must lie between {low:g} and {high:g}, not {self.initial_log_rate}.")
         if not 0 < self.held_out < self.batch:
             raise ValueError(
                 f"validation_share must leave part of a batch of {self.batch} on either side, not"
@@ -74,6 +70,22 @@ class Config(ConstrainedConfig):
     def held_out(self) -> int:
         """Transitions of a batch that the outer loss is evaluated on."""
         return round(self.validation_share * self.batch)
+
+
+@dataclass(frozen=True)
+class Config(MetaConfig):
+    """Settings of `metal`; the paper's own are in an appendix that is lost, and all of these were chosen."""
+
+    initial_log_rate: float = 0.0  # alpha_lambda: at 0 the rate is `multiplier_rate`, as in `rc-d4pg`
+    outer_loss: OuterLoss = "critic"
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, on a setting that makes no sense."""
+        super().validate()
+        one_of(self, "outer_loss", get_args(OuterLoss))
+        low, high = LOG_RATE_RANGE
+        if not low <= self.initial_log_rate <= high:
+            raise ValueError(f"initial_log_rate must lie between {low:g} and {high:g}, not {self.initial_log_rate}.")
 
 
 PRESETS = {"fast": Config(**FAST, multiplier_rate=FAST_MULTIPLIER_RATE)}
@@ -104,7 +116,33 @@ def meta_gradient(
 
 
 @dataclass(frozen=True)
-class MetaLearner(ConstrainedLearner):
+class LookAhead(ConstrainedLearner):
+    """Part of each batch is held out: on it, meta-parameters descend the critic's loss after its step on the rest."""
+
+    config: MetaConfig
+
+    def training(self, batch: MultiStepBatch) -> MultiStepBatch:
+        return jax.tree.map(lambda leaf: leaf[self.config.held_out :], batch)
+
+    def parts(self, state: State, batch: MultiStepBatch) -> tuple[Evidence, Evidence]:
+        """What the networks learn from, and what was held out."""
+        held = jax.tree.map(lambda leaf: leaf[: self.config.held_out], batch)
+        return evidence(self.config, state, self.training(batch)), evidence(self.config, state, held)
+
+    def ahead(self, state: State, step: CriticStep) -> CategoricalValue:
+        """The critic that the outer loss judges."""
+        if self.config.inner_step == "adam":
+            return step.critic
+        return jax.tree.map(lambda p, g: p - self.config.critic_rate * g, state.critic, step.gradient)
+
+    @property
+    def meta(self) -> optax.GradientTransformation:
+        """The optimizer of the meta-parameters."""
+        return RATES[self.config.meta_optimizer](self.config.meta_rate)
+
+
+@dataclass(frozen=True)
+class MetaLearner(LookAhead):
     """See the module's docstring."""
 
     config: Config
@@ -113,29 +151,22 @@ class MetaLearner(ConstrainedLearner):
         state = super().init(key)
         log_rate = jnp.full(len(self.cmdp.cost_names), self.config.initial_log_rate)
         return eqx.tree_at(
-            lambda s: (s.log_rate, s.rate_optimizer),
+            lambda s: (s.log_rate, s.meta_optimizer),
             state,
-            (log_rate, self._optimizer.init(log_rate)),
+            (log_rate, self.meta.init(log_rate)),
             is_leaf=lambda leaf: leaf is None,
         )
-
-    def training(self, batch: MultiStepBatch) -> MultiStepBatch:
-        return jax.tree.map(lambda leaf: leaf[self.config.held_out :], batch)
 
     def appraise(self, state: State, batch: MultiStepBatch, key: PRNGKeyArray) -> tuple[State, Metrics]:
         config = self.config
         assert state.log_rate is not None
-        held = jax.tree.map(lambda leaf: leaf[: config.held_out], batch)
-        learned_from, judged_on = (evidence(config, state, part) for part in (self.training(batch), held))
+        learned_from, judged_on = self.parts(state, batch)
         excess = drawn_excess(state, key)
 
         def inner(log_rate: Array) -> tuple[Array, CategoricalValue, Any]:
             multiplier = multiplier_step(state.multiplier, config.multiplier_rate * jnp.exp(log_rate), excess)
             step = critic_step(config, state, multiplier, learned_from)
-            ahead = step.critic
-            if config.inner_step == "sgd":
-                ahead = jax.tree.map(lambda p, g: p - config.critic_rate * g, state.critic, step.gradient)
-            return multiplier, ahead, step
+            return multiplier, self.ahead(state, step), step
 
         def outer(critic: CategoricalValue, multiplier: Array) -> tuple[Array, Array]:
             loss, fit = critic_loss(critic, multiplier, judged_on, config.categories)
@@ -144,16 +175,17 @@ class MetaLearner(ConstrainedLearner):
             if config.outer_loss != "critic":
                 # The paper's actor loss is a square behind a stopped gradient, whose derivative here would be 0: this
                 # is the objective that it descends.
+                held = judged_on.batch
                 logits = critic(held.observation, state.policy(held.observation))
                 loss = loss - held.mean(config.categories.mean(logits))
             return loss, fit.losses
 
         gradient, loss, multiplier, (step, losses) = meta_gradient(state.log_rate, inner, outer)
-        move, optimizer = self._optimizer.update(gradient, state.rate_optimizer)
+        move, optimizer = self.meta.update(gradient, state.meta_optimizer)
         moved: Any = optax.apply_updates(state.log_rate, move)
         log_rate = jnp.clip(moved, *LOG_RATE_RANGE)
         state = eqx.tree_at(
-            lambda s: (s.critic, s.critic_optimizer, s.multiplier, s.log_rate, s.rate_optimizer),
+            lambda s: (s.critic, s.critic_optimizer, s.multiplier, s.log_rate, s.meta_optimizer),
             state,
             (step.critic, step.optimizer, multiplier, log_rate, optimizer),
         )
@@ -165,10 +197,6 @@ class MetaLearner(ConstrainedLearner):
         assert state.log_rate is not None
         rate = self.config.multiplier_rate * jnp.exp(state.log_rate)
         return state, metrics | {"log_rate": state.log_rate, "effective_rate": rate}
-
-    @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        return RATES[self.config.meta_optimizer](self.config.meta_rate)
 
 
 class MetaL(Algorithm):

@@ -137,6 +137,12 @@ ALGORITHMS: dict[str, Entry] = {
             algorithm="MetaL",
         ),
         Entry(
+            "mesh-like",
+            "a stand-in for MeSh, MetaL's own baseline: RC-D4PG with a meta-learned scale and offset of shaped rewards",
+            "safemeta.algorithms.mesh_like",
+            algorithm="MeshLike",
+        ),
+        Entry(
             "rc-d4pg",
             "D4PG on the reward less the costs at the prices of their Lagrange multipliers, which follow past episodes",
             "safemeta.algorithms.d4pg",
