@@ -310,6 +310,17 @@ def test_verdicts_on_outer_losses(critic, both, actor, verdicts):
     assert "coefficients 0.05, 0.3" in claims[0].claim
 
 
+@pytest.mark.parametrize(
+    ("value", "spread", "verdict"),
+    [(600.0, 1.0, REPRODUCED), (900.0, 1.0, CONTRADICTED), (720.0, 50.0, NOT_REPRODUCED)],
+)
+def test_verdicts_on_the_stand_in_for_mesh(value, spread, verdict):
+    found = {"metal": reached(700.0), "mesh-like": reached(value, spread=spread)}
+    (claim,) = metal_claims.stand_in("x", {0.05: found, 0.3: found})
+    assert claim.verdict == verdict
+    assert metal_claims.stand_in("x", {0.05: found, 0.3: {}}) == []
+
+
 def ramp(end, seeds=4):
     return np.linspace(0.0, end, 20)[:, None] + 0.01 * NOISE[:seeds] * np.linspace(0, 1, 20)[:, None]
 

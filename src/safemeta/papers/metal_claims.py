@@ -99,6 +99,24 @@ def table_1(label: str, places: Places) -> list[Claim]:
     return claims
 
 
+def stand_in(label: str, places: Places) -> list[Claim]:
+    """MeSh "did not outperform MetaL": contradicted if the stand-in does, beyond the Welch interval."""
+    ours, theirs = averaged(places, "metal"), averaged(places, "mesh-like")
+    if ours is None or theirs is None:
+        return []
+    found = difference(ours.penalised, theirs.penalised)
+    above = at_least(found) == CONTRADICTED
+    return [
+        Claim(
+            f"{label}: MeSh (here a stand-in) does not outperform MetaL",
+            CONTRADICTED if above else REPRODUCED if found.mean >= 0 else NOT_REPRODUCED,
+            _against(ours.penalised, theirs.penalised, found),
+            "does not",
+            "MeSh's definition is in the lost appendix: mesh-like is no evidence about it.",
+        )
+    ]
+
+
 def order(label: str, penalised: Mapping[str, NDArray]) -> Claim:
     """The order of Table 1's first column, among the methods that were run.
 

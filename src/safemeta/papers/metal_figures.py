@@ -9,7 +9,7 @@ from safemeta.experiment.statistics import bootstrap_columns
 from safemeta.papers import drawing
 from safemeta.papers.groups import Curve
 from safemeta.papers.metal_claims import Methods, over_seeds
-from safemeta.papers.metal_plan import LOOKS
+from safemeta.papers.metal_plan import COLOURS
 from safemeta.papers.metal_runs import Reached, RobotGroup
 
 BARS = "pale: return R; full: penalised return, R - 1000 max(0, J_C - beta); lines: 95 % intervals over seeds"
@@ -40,7 +40,7 @@ def _bars(axes: Any, found: Mapping[str, Reached]) -> None:
         axes.set(xticks=[], yticks=[])
         return
     for position, (name, reached) in enumerate(found.items()):
-        colour = LOOKS[name][0]
+        colour = COLOURS[name]
         axes.bar(position, reached.returns.mean(), color=colour, alpha=0.3, width=0.8)
         axes.bar(position, reached.penalised.mean(), color=colour, width=0.8)
         for values, shift in ((reached.returns, 0.16), (reached.penalised, -0.16)):
