@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safemeta.experiment import adapt, certify, evaluate, load, plot, train, video
+    from safemeta.experiment import adapt, certify, evaluate, load, plot, report, train, video
     from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_world import gymnasium_world
@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "make",
     "plot",
+    "report",
     "reproduce",
     "train",
     "video",
@@ -41,6 +42,7 @@ _HOMES = {
     "load": "safemeta.experiment",
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",
+    "report": "safemeta.experiment",
     "reproduce": "safemeta.papers.reproduction",
     "train": "safemeta.experiment",
     "video": "safemeta.experiment",

@@ -20,6 +20,7 @@ from safemeta.experiment.options import (
     EvaluateOptions,
     ListOptions,
     PlotOptions,
+    ReportOptions,
     TrainOptions,
     VideoOptions,
 )
@@ -32,6 +33,7 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta certify RUN [options]         does a safety index hold where the policy goes?
        safemeta plot RUN... [options]         draw training curves, of several runs with intervals
        safemeta video RUN [options]           film an episode of a policy on an unseen task
+       safemeta report RUN... [options]       one page about runs, with all pictures in it, to read offline
        safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
        safemeta list [--json]                 algorithms, tasks and papers
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     commands = {
         "train": _train, "adapt": _adapt, "evaluate": _evaluate, "certify": _certify, "plot": _plot, "video": _video,
-        "reproduce": _reproduce, "list": _list,
+        "report": _report, "reproduce": _reproduce, "list": _list,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -195,6 +197,14 @@ def _plot(arguments: list[str]) -> None:
     if not parsed.words:
         raise UserError("Name at least one run: safemeta plot RUN...")
     print(plot(*parsed.words, out=parsed.parts[0].out))
+
+
+def _report(arguments: list[str]) -> None:
+    from safemeta.experiment.arguments import parse
+    from safemeta.experiment.report import report
+
+    parsed = parse(arguments, {"report": ReportOptions()}, program="safemeta report RUN...", description="One page.")
+    print(report(*parsed.words, out=parsed.parts[0].out))
 
 
 def _video(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from safemeta.experiment import adapt, plot, train
 from safemeta.experiment.errors import UserError
-from safemeta.experiment.plots import _groups, draw_adaptation
+from safemeta.experiment.plots import draw_adaptation, groups_of
 from safemeta.experiment.run import read_log
 
 HEADS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -41,7 +41,7 @@ def test_runs_are_grouped_by_all_but_seed_and_length(dummy):
         train("dummy", "dummy-task", iterations=2 + seed, seed=seed, **options).folder
         for seed, options in ((0, {}), (1, {}), (0, {"rate": 0.2}), (0, {"preset": "paper"}), (0, {"limit": 3.0}))
     ]
-    groups = _groups([read_log(folder) for folder in folders])
+    groups = groups_of([read_log(folder) for folder in folders])
     assert {label: len(runs) for label, runs in groups.items()} == {
         "dummy, limit None, rate 0.1": 2,
         "dummy, limit None, rate 0.2": 1,

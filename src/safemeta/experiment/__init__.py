@@ -4,8 +4,9 @@ from safemeta.experiment.adapt import adapt
 from safemeta.experiment.certify import certify
 from safemeta.experiment.evaluate import evaluate
 from safemeta.experiment.plots import plot
+from safemeta.experiment.report import report
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.train import train
 from safemeta.experiment.video import video
 
-__all__ = ["Run", "adapt", "certify", "evaluate", "load", "plot", "train", "video"]
+__all__ = ["Run", "adapt", "certify", "evaluate", "load", "plot", "report", "train", "video"]

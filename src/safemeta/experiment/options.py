@@ -111,6 +111,14 @@ class PlotOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Options of `safemeta report`."""
+
+    out: str | None = None
+    """The page's file. By default report.html in the first folder that was named."""
+
+
+@dataclasses.dataclass(frozen=True)
 class VideoOptions:
     """Options of `safemeta video`."""
 

@@ -90,7 +90,7 @@ def plot(*runs: Any, out: Path | str | None = None) -> Path:
         if not log.lines:
             raise UserError(f"'{log.folder}' has no metrics yet: {METRICS} is missing or empty.", exit_code=1)
     path = Path(out) if out is not None else logs[0].folder / "plots" / TRAINING
-    groups = _groups(logs)
+    groups = groups_of(logs)
     titles = sorted({log.task for log in logs})
     seeds = "1 seed" if len(logs) == 1 else f"{len(logs)} runs; bands are 95 % bootstrap intervals over seeds"
     further = sorted({name for log in logs for name in log.lines[0] if name.startswith(FURTHER_COST)})
@@ -116,7 +116,7 @@ def plot(*runs: Any, out: Path | str | None = None) -> Path:
         return figures.save(drawing, path)
 
 
-def _groups(logs: list[RunLog]) -> dict[str, list[RunLog]]:
+def groups_of(logs: list[RunLog]) -> dict[str, list[RunLog]]:
     """Label -> runs that differ in nothing but their seed (and length); a label names all that tells it apart."""
     groups: list[list[RunLog]] = []
     for log in logs:
