@@ -145,6 +145,10 @@ def test_a_bundle_leaves_runs_and_what_they_came_to(trained):
     out, made, *_ = trained
     folder = out / "runs" / "tiny"
     assert made.done(folder)
+    for trial in made.trials:
+        assert [path.name for path in (folder / trial.name / "checkpoints").iterdir()] == [
+            "iteration-00000003.safetensors"
+        ]
     found = gather(out, [made])
     assert {key: group.seeds for key, group in found.items()} == {
         (CARTPOLE, 0.3, "rc-d4pg"): (1,),

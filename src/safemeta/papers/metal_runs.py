@@ -84,9 +84,10 @@ class RobotTrial(Trial):
             self.measure(folder)
 
     def measure(self, folder: Path) -> None:
-        """Save what the final policy does without noise."""
+        """Save what the final policy does without noise; the last checkpoint but one, replay and all, is let go."""
         import jax
 
+        from safemeta.experiment.checkpoint import Checkpoints
         from safemeta.experiment.run import load
 
         run = load(folder, "last", self.world)
@@ -96,6 +97,9 @@ class RobotTrial(Trial):
         arrays = {"returns": found.episode_return[0], "costs": found.costs[0, :, 0]}
         content = {name: np.asarray(values, float).tolist() for name, values in arrays.items()}
         write_json(folder / FILE, {"settings": self._settings(), **content})
+        checkpoints = Checkpoints(folder / "checkpoints")
+        for old in checkpoints.iterations()[1:]:
+            checkpoints.path(old).unlink(missing_ok=True)
 
     def final(self, folder: Path) -> Final | None:
         """What was measured with these settings."""
