@@ -17,6 +17,7 @@ from safemeta.tasks import registry as tasks
 EXPERIMENT = Path(__file__).parent / "experiment"
 sys.path.insert(0, str(EXPERIMENT))  # for dummy_algorithm
 TRAIN = ["train", "dummy", "--task", "dummy-task", "--quiet"]
+CARTPOLE = ["train", "metal", "--task", "realworld-cartpole", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,10 @@ BAD = [
     ([*TRAIN, "--rate", "fast"], "a number, not 'fast'"),
     ([*TRAIN, "--hidden", "a", "b"], "whole number, not 'a'"),
     ([*TRAIN, "--hidden"], "at least one value"),
+    ([*CARTPOLE, "--limit", "1.2"], "a share of the steps, not 1.2"),
+    ([*CARTPOLE, "--replay", "sorted"], "uniform, prioritised"),
+    ([*CARTPOLE, "--priority-exponent", "2"], "between 0 and 1, not 2.0"),
+    ([*CARTPOLE, "--support", "10", "-10"], "a lower and a higher number"),
     # folders and files
     ([*TRAIN, "--out", "full"], "not empty"),
     ([*TRAIN, "--out", "run"], "--resume"),

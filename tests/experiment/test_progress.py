@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import pytest
 
@@ -26,6 +27,18 @@ def test_highlights():
     assert highlights({"cost": 3.0, "other": 1}) == "cost 3"
     assert highlights({"limit": 3.0}) == ""
     assert highlights({}) == ""
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_warned_of_is_told(capsys):
+    with progress.told(progress.Lines()):
+        warnings.warn("The support is narrow.", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "Warning: The support is narrow.\n"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The support")  # by who knows why
+        with progress.told(progress.Lines()):
+            warnings.warn("The support is narrow.", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_lines(capsys):

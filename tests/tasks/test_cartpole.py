@@ -256,6 +256,7 @@ def test_ranges_splits_and_corners():
         (lambda: Cartpole(("slider",)), r"^unknown constraint 'slider'; choose from slider_pos, slider_accel"),
         (lambda: Cartpole(()), r"^choose one or more"),
         (lambda: Cartpole(("slider_pos", "slider_pos")), r"^choose one or more"),
+        (lambda: cartpole.world(1.2), r"^limit must be within \[0, 1\], a share of the steps, not 1.2"),
         (lambda: CartpoleRange(safety_coeff=(0.1, 1.1)), r"^safety_coeff must be within \[0, 1\]"),
         (lambda: CartpoleRange(safety_coeff=(-0.1, 0.5)), r"^safety_coeff must be a range"),
         (lambda: CartpoleRange(pole_length=(0.0, 0.0)), r"^pole_length must be a range"),

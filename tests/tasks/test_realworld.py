@@ -261,3 +261,5 @@ def test_bad_choices_are_refused():
         Humanoid(())
     with pytest.raises(ValueError, match="range within"):
         realworld.world("realworld-walker", safety_coeff=(0.3, 1.2))
+    with pytest.raises(ValueError, match="a share of the steps"):
+        realworld.world("realworld-walker", 1.5)

@@ -124,7 +124,7 @@ def support_doubt(config: D4pgConfig, cmdp: CMDP) -> str | None:
     """A sentence if the critic's atoms cannot hold the shaped returns of rewards and costs between 0 and 1."""
     gamma, horizon = cmdp.discount, cmdp.horizon
     most = float(horizon) if gamma == 1 else (1 - gamma**horizon) / (1 - gamma)
-    least = -most * float(jnp.sum(config.multipliers(len(cmdp.cost_names))))
+    least = 0.0 - most * float(jnp.sum(config.multipliers(len(cmdp.cost_names))))
     low, high = config.support
     if low <= least and most <= high:
         return None

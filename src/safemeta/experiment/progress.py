@@ -1,9 +1,11 @@
 """What a user sees while something runs: a bar, plain lines, JSON lines, or nothing."""
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from safemeta.experiment.metrics import highlights
@@ -23,6 +25,15 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None: ...
 
     def summary(self, content: Mapping[str, Any]) -> None: ...
+
+
+@contextlib.contextmanager
+def told(reporter: Reporter) -> Iterator[None]:
+    """What Python code within warns of is told by the reporter, each a sentence."""
+    with warnings.catch_warnings(record=True) as found:
+        yield
+    for warning in found:
+        reporter.warn(str(warning.message))
 
 
 class Pace:

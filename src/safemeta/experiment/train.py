@@ -17,7 +17,7 @@ from safemeta.algorithms import registry
 from safemeta.experiment.config import BUDGETS, RunConfig, TaskConfig, check_count, decode
 from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
 from safemeta.experiment.metrics import SCORE
-from safemeta.experiment.progress import default
+from safemeta.experiment.progress import default, told
 from safemeta.experiment.run import (
     CONFIG,
     Run,
@@ -73,7 +73,8 @@ def train(
     else:
         out = given.pop("out", None)
         settings = resolve(given, iterations)
-        run = fresh(Path(), settings, world)
+        with told(reporter):
+            run = fresh(Path(), settings, world)
         run.folder = create_folder(settings, out)
     _train(run, reporter)
     return run
@@ -153,7 +154,8 @@ def reopen(folder: Path, iterations: int | None, given: Mapping[str, Any], repor
     if iterations is not None:
         check_count("iterations", iterations)
         config = dataclasses.replace(config, iterations=iterations)
-    run = fresh(folder, config, world)
+    with told(reporter):
+        run = fresh(folder, config, world)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
     run.state, header, damaged = Checkpoints(folder / "checkpoints").restore_newest(run.state)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from safemeta.core import CMDP, LimitOn, Tasks
 from safemeta.sim import FunctionalWorld, Parameters, Step
+from safemeta.tasks.uniform import limits_of_violations
 
 TIMESTEP = 0.01  # s; one physics step to a control step
 GRAVITY = 9.81  # m / s^2
@@ -319,6 +320,6 @@ def world(
     """
     environment, train = environment or Cartpole(), train or CartpoleRange()
     names = environment.constraints
-    limits = (0.115 if limit is None else limit,) * len(names)
+    limits = limits_of_violations(0.115 if limit is None else limit, limit_on, len(names))
     cmdp = CMDP(environment.observation_size, ACTION_SIZE, horizon or HORIZON, names, limits, limit_on=limit_on)
     return FunctionalWorld(cmdp, environment, CartpoleFamily(train, test or train, limits))

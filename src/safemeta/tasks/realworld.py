@@ -20,7 +20,7 @@ from safemeta.sim import Parameters
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.mujoco import MujocoSimulator, Placement, Reading
 from safemeta.tasks.realworld_task import Checks, RealWorld, State, above, body, load_spec, reference, touches
-from safemeta.tasks.uniform import Uniform, UniformFamily
+from safemeta.tasks.uniform import Uniform, UniformFamily, limits_of_violations
 
 HORIZON = 1000
 
@@ -264,14 +264,15 @@ def world(
     """The world of a named task; the limit holds for each cost.
 
     `environment` replaces its environment by one with other constraints. Tasks draw `safety_coeff` from a range; as it
-    stands there is one task. Raises `ValueError` where that range is not within [0, 1].
+    stands there is one task. Raises `ValueError` where that range, or a limit on the share of steps, is not within
+    [0, 1].
     """
     default, bound = LIMITS[name]
     environment = environment or default
     low, high = safety_coeff
     if not 0 <= low <= high <= 1:
         raise ValueError(f"safety_coeff must be a range within [0, 1], not {low} to {high}")
-    limits = (bound if limit is None else limit,) * len(environment.constraints)
+    limits = limits_of_violations(bound if limit is None else limit, limit_on, len(environment.constraints))
     cmdp = CMDP(
         observation_size=environment.observation_size,
         action_size=environment.action_size,

@@ -7,9 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import Tasks
+from safemeta.core import LimitOn, Tasks
 
 SPLITS = ("train", "validation", "test")
+
+
+def limits_of_violations(limit: float, limit_on: LimitOn, costs: int) -> tuple[float, ...]:
+    """The same limit for each of `costs` that are 0 or 1.
+
+    Raises `ValueError` where it is a share of steps and not within [0, 1].
+    """
+    if limit_on == "per_step" and not 0 <= limit <= 1:
+        raise ValueError(f"limit must be within [0, 1], a share of the steps, not {limit:g}")
+    return (limit,) * costs
 
 
 @dataclass(frozen=True)
