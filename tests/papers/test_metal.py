@@ -340,6 +340,8 @@ def test_verdicts_on_a_multiplier_that_settles():
     settled = np.minimum(ramp(2.0), 1.0)  # reaches 1 halfway
     assert metal_claims.settling("x", settled).verdict == REPRODUCED
     assert metal_claims.settling("x", ramp(2.0)).verdict == CONTRADICTED
+    there_and_back = settled + 0.3 * np.where(np.arange(20) == 17, 1.0, 0.0)[:, None]
+    assert metal_claims.settling("x", there_and_back).verdict == CONTRADICTED
     one_seed = metal_claims.settling("x", ramp(2.0)[:, :1])
     assert one_seed.verdict == NOT_REPRODUCED
 

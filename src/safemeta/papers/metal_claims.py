@@ -254,8 +254,8 @@ def vanishing(where: str, log_rate: NDArray) -> Claim:
 
 def settling(where: str, multiplier: NDArray) -> Claim:
     """How far lambda still moves in the last quarter of training, as a share of its end. `[iterations, seeds]`."""
-    quarter = multiplier[-1 - len(multiplier) // 4]
-    moved = over_seeds(np.abs(multiplier[-1] - quarter) / np.maximum(np.abs(multiplier[-1]), 1e-9))
+    quarter = multiplier[-1 - len(multiplier) // 4 :]
+    moved = over_seeds(np.ptp(quarter, axis=0) / np.maximum(np.abs(multiplier[-1]), 1e-9))
     above = moved.low is not None and moved.low > SETTLED
     return Claim(
         f"{where}: lambda settles",

@@ -74,7 +74,8 @@ class Size:
     learned: Mapping[str, Any] = field(default_factory=dict)  # options of whatever learns multipliers
 
 
-# Until D4PG walks: that this many iterations are enough is NOT established.
+# In a pilot on seed 100 D4PG walked at 880 to 975 of 1000 from iteration 45 on; of other seeds and methods that is not
+# established.
 WALKER_ITERATIONS = 60
 ALL = tuple(METHODS)
 TINY = {"hidden": (16, 16), "critic_hidden": (16, 16), "batch": 32, "warm_up": 200, "capacity": 2000}
@@ -92,8 +93,8 @@ SIZES = {
     ),
     "laptop": Size(
         {
-            CARTPOLE: Robot(80, COEFFICIENTS, ALL, 0.75),
-            WALKER: Robot(WALKER_ITERATIONS, (UNSOLVABLE, SOLVABLE), COMPARED, 2.0),
+            CARTPOLE: Robot(60, COEFFICIENTS, ALL, 0.75),
+            WALKER: Robot(WALKER_ITERATIONS, (UNSOLVABLE, SOLVABLE), COMPARED, 3.0),
         }
     ),
     "paper": Size(
@@ -102,7 +103,7 @@ SIZES = {
         learned={"multiplier_rate": 1e-4},  # for some 2,500,000 gradient steps
     ),
 }
-SHARES = {"metal": 1.15, "mesh-like": 1.5}  # seconds of an iteration relative to d4pg's
+SHARES = {"metal": 1.25, "mesh-like": 1.6}  # seconds of an iteration relative to d4pg's
 
 
 def jobs(request: Request) -> list[Bundle | RobotTrial]:
