@@ -5,6 +5,7 @@
   every step, without safety critic, multiplier and index.
 - Training as it runs, collection and gradient steps interleaved: environment steps and gradient steps per second, at
   the paper's sizes and with the preset `fast`.
+- D4PG with the preset `fast` on cartpole, 8 rows: one run alone, and 16 runs in one compiled program.
 
 Times are the fastest of several runs, compilation apart; safemeta and its peer take turns.
 """
@@ -21,8 +22,9 @@ import equinox as eqx
 import jax
 from _table import Row, print_json
 
-from safemeta.algorithms import fac_sis, sac_lagrangian
+from safemeta.algorithms import d4pg, fac_sis, sac_lagrangian
 from safemeta.algorithms.replay import Replay
+from safemeta.algorithms.vmapped import VmappedRuns, tasks_of_runs
 from safemeta.tasks import make
 
 TASK = "hazards-0.15-goal"
@@ -125,13 +127,35 @@ def training(repeats: int) -> Iterator[Row]:
         yield Row(f"{case}, gradient", float(metrics["updates"]) / seconds, "steps/s")
 
 
+def vmapped(repeats: int) -> Iterator[Row]:
+    """Iterations of 1 run and of 16, on 250 control steps."""
+    world = make("realworld-cartpole", horizon=250)
+    for kind in ("uniform", "prioritised"):
+        own = d4pg.Algorithm(replace(d4pg.PRESETS["fast"], replay=kind))
+        drawn = world.sample(jax.random.key(0), own.config.tasks)
+        for count in (1, 16):
+            runs, keys = VmappedRuns(own, world), jax.random.split(jax.random.key(1), count)
+            tasks = tasks_of_runs(drawn, count)
+            states, _ = runs.iterate(runs.init(keys), tasks, keys)  # more steps than the warm-up takes
+            _, metrics = runs.iterate(states, tasks, keys)
+            again = partial(runs.iterate, states, tasks, keys)
+            seconds = fastest(lambda again=again: jax.block_until_ready(again()), repeats)
+            case = f"d4pg on realworld-cartpole, {kind} replay, {count} {'runs' if count > 1 else 'run'}"
+            yield Row(f"{case}, environment", count * own.steps_per_iteration(world.cmdp) / seconds, "steps/s")
+            yield Row(f"{case}, gradient", float(metrics["updates"].sum()) / seconds, "steps/s")
+
+
+PARTS = (learning, training, vmapped)
+
+
 def main() -> int:
     """Print a table, or one JSON object with `--json`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case; the best counts")
+    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], help="one part alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     given = parser.parse_args()
-    rows = [*learning(given.repeats), *training(given.repeats)]
+    rows = [row for part in PARTS if given.only in (None, part.__name__) for row in part(given.repeats)]
     if given.json:
         print_json("off_policy", rows)
         return 0
