@@ -14,7 +14,7 @@ from safemeta.experiment.run import load
 from safemeta.experiment.train import train
 from safemeta.papers import metal, metal_claims, metal_plan, registry
 from safemeta.papers.claims import CONTRADICTED, NOT_REPRODUCED, REPRODUCED
-from safemeta.papers.lockstep import opened, train_together
+from safemeta.papers.lockstep import next_group, opened, train_together
 from safemeta.papers.metal_plan import CARTPOLE, COEFFICIENTS, METHODS, SOLVABLE, UNSOLVABLE
 from safemeta.papers.metal_runs import Bundle, Final, Reached, RobotGroup, RobotTrial, gather, world_at
 from safemeta.papers.plan import Request
@@ -138,7 +138,21 @@ def test_together_each_run_is_what_it_is_alone(trained):
 
 def test_runs_that_are_behind_catch_up_first(trained):
     *_, told = trained
-    assert [words.split()[1] for words in told if "Training" in words] == ["0/3", "1/3", "2/3", "3/3"]
+    assert [words.split()[1] for words in told if "Training" in words] == ["1/6", "2/6", "4/6", "6/6"]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "chosen", "until"),
+    [
+        ([0, 0, 0], [0, 1], 9),
+        ([9, 9, 0], [2], 9),
+        ([9, 4, 0, 0, 0], [2, 3], 4),
+        ([4, 4, 9], [0, 1], 9),
+        ([3, 5, 3], [0, 2], 5),
+    ],
+)
+def test_those_furthest_behind_are_next(iterations, chosen, until):
+    assert next_group(iterations, 9, at_once=2) == (chosen, until)
 
 
 def test_a_bundle_leaves_runs_and_what_they_came_to(trained):

@@ -6,7 +6,7 @@ that were stopped at different iterations go on together as soon as those that a
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,12 @@ def train_together(runs: Sequence[Run], reporter: Reporter) -> None:
         for each in trainings:
             stack.enter_context(contextlib.closing(each.logs))
         goal = runs[0].config.iterations
-        reporter.begin("Training", goal, min(run.iteration for run in runs))
+        reporter.begin("Training", goal * len(runs), sum(run.iteration for run in runs))
         try:
             while signals.received is None and any(run.iteration < goal for run in runs):
-                first = min(run.iteration for run in runs)
-                behind = [each for each in trainings if each.run.iteration == first]
-                others = [run.iteration for run in runs if run.iteration > first]
-                _advance(behind, min([*others, goal]), reporter, signals)
+                chosen, until = next_group([run.iteration for run in runs], goal, _at_once())
+                for words in _advance([trainings[index] for index in chosen], until, signals):
+                    reporter.advance(sum(run.iteration for run in runs), words)
         except BaseException:
             for each in trainings:
                 each.save_quietly()
@@ -61,12 +60,24 @@ def train_together(runs: Sequence[Run], reporter: Reporter) -> None:
         raise Interrupted("Stopped.", exit_code=128 + signals.received)
 
 
-def _advance(trainings: Sequence[Training], goal: int, reporter: Reporter, signals: StopSignals) -> None:
-    """Runs that are all at the same iteration, until `goal` or a signal."""
+def next_group(iterations: Sequence[int], goal: int, at_once: int) -> tuple[list[int], int]:
+    """Which runs are next, and until which iteration: those furthest behind, until they meet others or the goal."""
+    first = min(iterations)
+    behind = [index for index, iteration in enumerate(iterations) if iteration == first]
+    return behind[:at_once], min([goal, *(iteration for iteration in iterations if iteration > first)])
+
+
+def _at_once() -> int:
+    """On processors, few: 16 runs of `d4pg` on cartpole took 10 % more time each than 4."""
+    return 4 if jax.default_backend() == "cpu" else 1000
+
+
+def _advance(trainings: Sequence[Training], goal: int, signals: StopSignals) -> Iterator[dict[str, float]]:
+    """Runs that are all at the same iteration, until `goal` or a signal; what is worth telling of each iteration."""
     if len(trainings) == 1:
         while trainings[0].run.iteration < goal and signals.received is None:
             trainings[0].advance()
-            reporter.advance(trainings[0].run.iteration, {})
+            yield {}
         return
     program = VmappedRuns(trainings[0].run.algorithm, trainings[0].run.world)
     states = program.join([each.run.state for each in trainings])
@@ -84,4 +95,4 @@ def _advance(trainings: Sequence[Training], goal: int, reporter: Reporter, signa
         seconds = (time.perf_counter() - began) / len(trainings)
         for index, each in enumerate(trainings):
             each.take(program.pick(states, index), {name: values[index] for name, values in metrics.items()}, seconds)
-        reporter.advance(trainings[0].run.iteration, {"return": float(metrics["return"].mean())})
+        yield {"return": float(metrics["return"].mean())}

@@ -93,7 +93,7 @@ SIZES = {
     ),
     "laptop": Size(
         {
-            CARTPOLE: Robot(60, COEFFICIENTS, ALL, 0.75),
+            CARTPOLE: Robot(60, COEFFICIENTS, ALL, 0.8),
             WALKER: Robot(WALKER_ITERATIONS, (UNSOLVABLE, SOLVABLE), COMPARED, 3.0),
         }
     ),
