@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from safemeta.deployed import load_policy
     from safemeta.experiment import adapt, certify, evaluate, load, plot, report, train, video
+    from safemeta.experiment.export import export
     from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_world import gymnasium_world
@@ -23,8 +25,10 @@ __all__ = [
     "certify",
     "check_costs",
     "evaluate",
+    "export",
     "gymnasium_world",
     "load",
+    "load_policy",
     "make",
     "plot",
     "report",
@@ -38,8 +42,10 @@ _HOMES = {
     "certify": "safemeta.experiment",
     "check_costs": "safemeta.sim.cost_check",
     "evaluate": "safemeta.experiment",
+    "export": "safemeta.experiment.export",
     "gymnasium_world": "safemeta.sim.own_world",
     "load": "safemeta.experiment",
+    "load_policy": "safemeta.deployed",
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",
     "report": "safemeta.experiment",

@@ -18,6 +18,7 @@ from safemeta.experiment.options import (
     AdaptOptions,
     CertifyOptions,
     EvaluateOptions,
+    ExportOptions,
     ListOptions,
     PlotOptions,
     ReportOptions,
@@ -33,6 +34,7 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta certify RUN [options]         does a safety index hold where the policy goes?
        safemeta plot RUN... [options]         draw training curves, of several runs with intervals
        safemeta video RUN [options]           film an episode of a policy on an unseen task
+       safemeta export RUN [options]          the policy for deployment: plain NumPy or ONNX
        safemeta report RUN... [options]       one page about runs, with all pictures in it, to read offline
        safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
        safemeta list [--json]                 algorithms, tasks and papers
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     commands = {
         "train": _train, "adapt": _adapt, "evaluate": _evaluate, "certify": _certify, "plot": _plot, "video": _video,
-        "report": _report, "reproduce": _reproduce, "list": _list,
+        "export": _export, "report": _report, "reproduce": _reproduce, "list": _list,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -197,6 +199,13 @@ def _plot(arguments: list[str]) -> None:
     if not parsed.words:
         raise UserError("Name at least one run: safemeta plot RUN...")
     print(plot(*parsed.words, out=parsed.parts[0].out))
+
+
+def _export(arguments: list[str]) -> None:
+    from safemeta.experiment.export import export
+
+    folder, options = _one_run(arguments, ExportOptions(), "export", "Write a trained policy for deployment.")
+    print(export(folder, **_settings(options)))
 
 
 def _report(arguments: list[str]) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safemeta.certificates import SafetyIndex
 from safemeta.core import CLEARANCE, Moment, Transition
 from safemeta.experiment.run_certificate import RunCertificate, grid_of, look_ahead
-from safemeta.nets import GaussianPolicy
 from safemeta.sim.batched import act_on_rows
 
 
@@ -55,9 +54,9 @@ class Certifier:
 
 
 def noiseless(policy: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
-    """The mean action of a Gaussian policy; others, such as those of off-policy learners, act as they do."""
-    if isinstance(policy, GaussianPolicy):
-        return policy(observation).mean
+    """The action without noise of a policy that has one (a `mode`); others act as they do."""
+    if hasattr(policy, "mode"):
+        return policy.mode(observation)
     return act_on_rows(policy, observation, jax.random.split(key, observation.shape[0]))[0]
 
 

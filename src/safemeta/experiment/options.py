@@ -111,6 +111,16 @@ class PlotOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Options of `safemeta export`."""
+
+    out: str | None = None
+    """File to write (npz for NumPy, or onnx). By default policy.npz in the run's folder."""
+    checkpoint: Literal["auto", "best", "last"] = "auto"
+    """Which state: the best if the algorithm names one, else the last."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions:
     """Options of `safemeta report`."""
 

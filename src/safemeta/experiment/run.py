@@ -44,8 +44,15 @@ class Run:
 
     @property
     def policy(self) -> Any:
-        """The policy of the current state (for a meta-learner: the meta-policy)."""
-        return self.algorithm.policy(self.state)
+        """The policy of the current state (for a meta-learner: the meta-policy).
+
+        `policy(observation)` is its action without noise; `policy.act(observation, key)` samples as in training.
+        """
+        from safemeta.experiment.export import ActingPolicy
+        from safemeta.tasks.tabular import TabularEnvironment
+
+        scores = isinstance(getattr(self.world, "environment", None), TabularEnvironment)  # not from a box
+        return ActingPolicy(self.algorithm.policy(self.state), bounded=not scores)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, one dictionary per iteration."""

@@ -64,6 +64,10 @@ class DeterministicPolicy(eqx.Module):
     def __call__(self, observation: Float[Array, "*batch observation"]) -> Float[Array, "*batch action"]:
         return jnp.tanh(self.head(self.torso(observation)))
 
+    def mode(self, observation: Float[Array, "*batch observation"]) -> Float[Array, "*batch action"]:
+        """The action."""
+        return self(observation)
+
     def act(
         self, observation: Float[Array, " observation"], key: PRNGKeyArray
     ) -> tuple[Float[Array, " action"], Float[Array, ""]]:

@@ -58,6 +58,10 @@ class GaussianPolicy(eqx.Module):
         mean, offset = jnp.split(output, 2, axis=-1)
         return DiagonalGaussian(mean, jnp.clip(self.network.log_std + offset, *LOG_STD_RANGE))
 
+    def mode(self, observation: Float[Array, "*batch observation"]) -> Float[Array, "*batch action"]:
+        """The mean: the action without noise."""
+        return self(observation).mean
+
     def act(
         self, observation: Float[Array, " observation"], key: PRNGKeyArray
     ) -> tuple[Float[Array, " action"], Float[Array, ""]]:

@@ -64,6 +64,10 @@ class ModePolicy(eqx.Module):
 
     policy: SquashedPolicy
 
+    def mode(self, observation: Float[Array, "*batch observation"]) -> Float[Array, "*batch action"]:
+        """The other's mode."""
+        return self.policy.mode(observation)
+
     def act(
         self, observation: Float[Array, " observation"], key: PRNGKeyArray
     ) -> tuple[Float[Array, " action"], Float[Array, ""]]:
