@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from safemeta.core import CMDP, LimitOn, Tasks
 from safemeta.sim import FunctionalWorld, Parameters, Step
+from safemeta.sim.challenges import ChallengedFunctional, Challenges
+from safemeta.tasks.realworld_options import CARTPOLE_CONSTRAINTS as CONSTRAINTS
 from safemeta.tasks.uniform import limits_of_violations
 
 TIMESTEP = 0.01  # s; one physics step to a control step
@@ -29,7 +31,6 @@ STOP_IMPEDANCE = (0.9, 0.95)  # at its edge and beyond that depth
 
 ACTION_SIZE = 1
 HORIZON = 1000
-CONSTRAINTS = ("slider_pos", "slider_accel", "balance_velocity", "action_roc")
 SPLITS = ("train", "validation", "test")
 
 
@@ -313,13 +314,18 @@ def world(
     environment: Cartpole | None = None,
     train: CartpoleRange | None = None,
     test: CartpoleRange | None = None,
+    challenges: Challenges | None = None,
 ) -> FunctionalWorld:
     """Swing-up with MetaL's threshold on each cost: 0.115 of the steps may violate it.
 
     By default one task with `safety_coeff` 0.3 and the constraint `slider_pos`; `test` is as `train` unless given.
+    `challenges` are delays and noise between policy and task.
     """
     environment, train = environment or Cartpole(), train or CartpoleRange()
     names = environment.constraints
     limits = limits_of_violations(0.115 if limit is None else limit, limit_on, len(names))
     cmdp = CMDP(environment.observation_size, ACTION_SIZE, horizon or HORIZON, names, limits, limit_on=limit_on)
-    return FunctionalWorld(cmdp, environment, CartpoleFamily(train, test or train, limits))
+    family = CartpoleFamily(train, test or train, limits)
+    if challenges is None or challenges.none:
+        return FunctionalWorld(cmdp, environment, family)
+    return FunctionalWorld(cmdp, ChallengedFunctional(environment, challenges, ACTION_SIZE), family)

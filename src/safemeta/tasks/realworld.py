@@ -18,7 +18,9 @@ from safemeta.core import CMDP
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim import Parameters
 from safemeta.sim.batched import BatchedWorld
+from safemeta.sim.challenges import ChallengedMujoco, Challenges
 from safemeta.sim.mujoco import MujocoSimulator, Placement, Reading
+from safemeta.tasks.realworld_options import HUMANOID_CONSTRAINTS, QUADRUPED_CONSTRAINTS, WALKER_CONSTRAINTS
 from safemeta.tasks.realworld_task import Checks, RealWorld, State, above, body, load_spec, reference, touches
 from safemeta.tasks.uniform import Uniform, UniformFamily, limits_of_violations
 
@@ -30,17 +32,12 @@ class Walker(RealWorld):
     """A planar walker that starts in a random pose, above or in the floor.
 
     `any_joint` is a fault of the original: `joint_angle` is satisfied as soon as any joint is above its lower limit and
-    any is below its upper one, which is nearly always.
+    any is below its upper one, which is nearly always. The four numbers are the suite's perturbed dynamics, as they
+    stand dm_control's: half lengths (m), damping of hips, knees and ankles (N m s), coefficient of sliding friction.
     """
 
     file: ClassVar[str] = "walker.xml"
-    known: ClassVar[tuple[str, ...]] = (
-        "joint_angle",
-        "joint_velocity",
-        "dangerous_fall",
-        "torso_upright",
-        "action_roc",
-    )
+    known: ClassVar[tuple[str, ...]] = WALKER_CONSTRAINTS
     seen: ClassVar[int] = 24
     change: ClassVar[float] = 1.55
 
@@ -48,6 +45,25 @@ class Walker(RealWorld):
     substeps: int = 10
     reads: tuple[str, ...] = ("qpos", "qvel", "xmat", "xpos", "torso_subtreelinvel")
     any_joint: bool = False
+    thigh_length: float = 0.225
+    torso_length: float = 0.3
+    joint_damping: float = 0.1
+    contact_friction: float = 0.7
+
+    def model(self) -> Any:
+        """dm_control's with other dynamics; what hangs from a longer limb hangs lower."""
+        spec = self.spec()
+        spec.geom("torso").size[1] = self.torso_length
+        for side in ("right", "left"):
+            spec.body(f"{side}_thigh").pos[2] = -self.torso_length
+            spec.geom(f"{side}_thigh").pos[2] = -self.thigh_length
+            spec.geom(f"{side}_thigh").size[1] = self.thigh_length
+            spec.body(f"{side}_leg").pos[2] = -2 * self.thigh_length - 0.25
+            for joint in ("hip", "knee", "ankle"):
+                spec.joint(f"{side}_{joint}").damping[0] = self.joint_damping  # the linear part
+        for geom in spec.geoms:
+            geom.friction[0] = self.contact_friction
+        return spec.compile()
 
     def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[State, Placement]:
         """Pitch and joints are uniform; at rest."""
@@ -97,7 +113,7 @@ class Quadruped(RealWorld):
     """
 
     file: ClassVar[str] = "quadruped.xml"
-    known: ClassVar[tuple[str, ...]] = ("joint_angle", "joint_velocity", "upright", "foot_force", "action_roc")
+    known: ClassVar[tuple[str, ...]] = QUADRUPED_CONSTRAINTS
     seen: ClassVar[int] = 78
     change: ClassVar[float] = 1.4
 
@@ -174,14 +190,7 @@ class Humanoid(RealWorld):
     """
 
     file: ClassVar[str] = "humanoid.xml"
-    known: ClassVar[tuple[str, ...]] = (
-        "joint_angle",
-        "joint_velocity",
-        "upright",
-        "dangerous_fall",
-        "foot_force",
-        "action_roc",
-    )
+    known: ClassVar[tuple[str, ...]] = HUMANOID_CONSTRAINTS
     seen: ClassVar[int] = 67
     change: ClassVar[float] = 1.85
 
@@ -260,12 +269,13 @@ def world(
     *,
     environment: RealWorld | None = None,
     safety_coeff: tuple[float, float] = (0.3, 0.3),
+    challenges: Challenges | None = None,
 ) -> BatchedWorld:
     """The world of a named task; the limit holds for each cost.
 
     `environment` replaces its environment by one with other constraints. Tasks draw `safety_coeff` from a range; as it
-    stands there is one task. Raises `ValueError` where that range, or a limit on the share of steps, is not within
-    [0, 1].
+    stands there is one task. `challenges` are delays and noise between policy and task. Raises `ValueError` where the
+    range, or a limit on the share of steps, is not within [0, 1].
     """
     default, bound = LIMITS[name]
     environment = environment or default
@@ -282,4 +292,7 @@ def world(
         limit_on=limit_on,
     )
     family = UniformFamily((Uniform("safety_coeff", low, high, harder=-1),), limits)
-    return BatchedWorld(cmdp, MujocoSimulator(environment), family)
+    if challenges is None or challenges.none:
+        return BatchedWorld(cmdp, MujocoSimulator(environment), family)
+    challenged = ChallengedMujoco(environment, challenges, environment.action_size)
+    return BatchedWorld(cmdp, MujocoSimulator(challenged), family)

@@ -2,10 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from safemeta.tasks import realworld_options
+from safemeta.tasks.options import Option, read
 
 if TYPE_CHECKING:
     from safemeta.core import InteractiveWorld, LimitOn
@@ -15,12 +18,16 @@ LIMIT_UNITS = ("discounted", "undiscounted", "per_step")  # safemeta.core.LimitO
 
 @dataclass(frozen=True)
 class Family:
-    """An entry of the registry; `limit_on` is the unit of the family's own limits."""
+    """An entry of the registry; `limit_on` is the unit of the family's own limits.
+
+    `build` gets the limit, its unit and the horizon, and every one of `options` by its name.
+    """
 
     name: str
     description: str
     limit_on: "LimitOn"
-    build: Callable[[float | None, "LimitOn", int | None], "InteractiveWorld"]
+    build: Callable[..., "InteractiveWorld"]
+    options: tuple[Option, ...] = ()
 
 
 def _point_circle(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
@@ -83,10 +90,12 @@ def _collision_avoidance(
     return collision_avoidance.world(limit, limit_on, horizon, start=start)
 
 
-def _realworld_cartpole(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
-    from safemeta.tasks import cartpole
+def _realworld_cartpole(
+    limit: float | None, limit_on: "LimitOn", horizon: int | None, **options: Any
+) -> "InteractiveWorld":
+    from safemeta.tasks import realworld_choices
 
-    return cartpole.world(limit, limit_on, horizon)
+    return realworld_choices.cartpole_world(limit, limit_on, horizon, **options)
 
 
 def _navigation(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "InteractiveWorld":
@@ -101,10 +110,12 @@ def _locomotion(limit: float | None, limit_on: "LimitOn", horizon: int | None, n
     return locomotion.world(name, limit, limit_on, horizon)
 
 
-def _realworld(limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str) -> "InteractiveWorld":
-    from safemeta.tasks import realworld
+def _realworld(
+    limit: float | None, limit_on: "LimitOn", horizon: int | None, name: str, **options: Any
+) -> "InteractiveWorld":
+    from safemeta.tasks import realworld_choices
 
-    return realworld.world(name, limit, limit_on, horizon)
+    return realworld_choices.robot_world(name, limit, limit_on, horizon, **options)
 
 
 def _tabular_random(limit: float | None, limit_on: "LimitOn", horizon: int | None) -> "InteractiveWorld":
@@ -283,24 +294,28 @@ FAMILIES: dict[str, Family] = {
             "cartpole swing-up on a short stretch of the rail, as MetaL trains it (limit 0.115, per step)",
             "per_step",
             _realworld_cartpole,
+            realworld_options.CARTPOLE,
         ),
         Family(
             "realworld-walker",
             "a planar walker whose joints must stay slow, for MetaL (limit 0.1, per step)",
             "per_step",
             partial(_realworld, name="realworld-walker"),
+            realworld_options.WALKER,
         ),
         Family(
             "realworld-quadruped",
             "a quadruped whose joints must stay near their middle, for MetaL (limit 0.745, per step)",
             "per_step",
             partial(_realworld, name="realworld-quadruped"),
+            realworld_options.QUADRUPED,
         ),
         Family(
             "realworld-humanoid",
             "a humanoid whose joints must stay near their middle, for MetaL (limit 0.478, per step)",
             "per_step",
             partial(_realworld, name="realworld-humanoid"),
+            realworld_options.HUMANOID,
         ),
         Family(
             "tabular-random",
@@ -323,22 +338,44 @@ def names() -> tuple[str, ...]:
     return tuple(FAMILIES)
 
 
-def make(
-    name: str, *, limit: float | int | None = None, limit_on: "LimitOn | None" = None, horizon: int | None = None
-) -> "InteractiveWorld":
-    """The world of a task family.
-
-    `limit` replaces the family's limits on every split and `limit_on` their unit; a limit's number means nothing in
-    another unit, so that `limit_on` alone is accepted only where it changes nothing. `horizon` is in control steps.
-
-    Raises `ValueError` on an unknown name (with the nearest match), a negative or NaN limit, an unknown unit, a unit
-    without its limit, and a horizon below 1.
-    """
+def family_of(name: str) -> Family:
+    """The family of a name; `ValueError` (with the nearest match) if there is none."""
     family = FAMILIES.get(name)
     if family is None:
         near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FAMILIES)}"
         raise ValueError(f"unknown task {name!r}; {hint}")
+    return family
+
+
+def read_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a task, given as values or text, as JSON values; `ValueError` on what is not allowed."""
+    return read(name, family_of(name).options, given)
+
+
+def all_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the defaults of those that are not given."""
+    return {option.name: option.default for option in family_of(name).options} | read_options(name, given)
+
+
+def make(
+    name: str,
+    *,
+    limit: float | int | None = None,
+    limit_on: "LimitOn | None" = None,
+    horizon: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> "InteractiveWorld":
+    """The world of a task family.
+
+    `limit` replaces the family's limits on every split and `limit_on` their unit; a limit's number means nothing in
+    another unit, so that `limit_on` alone is accepted only where it changes nothing. `horizon` is in control steps.
+    `options` are the family's own (`FAMILIES[name].options`), such as `{"safety_coeff": 0.1}` of a Real-World RL task.
+
+    Raises `ValueError` on an unknown name (with the nearest match), a negative or NaN limit, an unknown unit, a unit
+    without its limit, a horizon below 1, and options that the family does not have or allow.
+    """
+    family = family_of(name)
     if limit is not None and (math.isnan(limit) or limit < 0):
         raise ValueError(f"limit must be a number that is zero or more, not {limit}")
     if limit_on is not None and limit_on not in LIMIT_UNITS:
@@ -347,4 +384,5 @@ def make(
         raise ValueError(f"{name} states its limit as {family.limit_on}; give a limit together with {limit_on!r}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1 control step, not {horizon}")
-    return family.build(None if limit is None else float(limit), limit_on or family.limit_on, horizon)
+    chosen = all_options(name, options or {})
+    return family.build(None if limit is None else float(limit), limit_on or family.limit_on, horizon, **chosen)
