@@ -93,6 +93,14 @@ def test_list(capsys):
     lists = json.loads(capsys.readouterr().out)
     assert lists.keys() == {"algorithms", "tasks", "papers"}
     assert {"dual", "cpo", "trpo"} <= {entry["name"] for entry in lists["algorithms"]}
+    options = {entry["name"]: entry["options"] for entry in lists["tasks"]}
+    assert options["point-circle"] == []
+    assert options["realworld-cartpole"][0] == {
+        "name": "constraint",
+        "default": "slider_pos",
+        "allowed": "one or more of slider_pos, slider_accel, balance_velocity, action_roc, separated by commas",
+        "description": "constraints, one cost each",
+    }
     assert main(["list"]) == 0
     assert "point-circle " in capsys.readouterr().out
 
@@ -105,6 +113,7 @@ def test_list(capsys):
         (["--help"], "safemeta adapt RUN"),
         (["--version"], "safemeta 0."),
         (["train", "--help"], "--checkpoint-every"),
+        (["train", "--help"], "NAME=VALUE"),
         (["train", "dummy", "-h"], "Step size."),
         (["adapt", "--help"], "Adaptation steps on each task."),
         (["evaluate", "r", "--help"], "--episodes"),

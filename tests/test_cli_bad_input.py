@@ -136,6 +136,21 @@ BAD = [
     ([*CARTPOLE, "--replay", "sorted"], "uniform, prioritised"),
     ([*CARTPOLE, "--priority-exponent", "2"], "between 0 and 1, not 2.0"),
     ([*CARTPOLE, "--support", "10", "-10"], "a lower and a higher number"),
+    # options of tasks
+    (
+        [*CARTPOLE, "--task-option", "constraint=joint_angle"],
+        "constraint must be one or more of slider_pos, slider_accel",
+    ),
+    ([*CARTPOLE, "--task-option", "safety_coeff=1.2"], "safety_coeff must be a number above 0 and at most 1"),
+    ([*CARTPOLE, "--task-option", "safety_coeff=0"], "not '0'"),
+    ([*CARTPOLE, "--task-option", "safety_cof=0.2"], "did you mean 'safety_coeff'"),
+    ([*CARTPOLE, "--task-option", "action_delay=-1"], "a whole number of at least 0"),
+    ([*CARTPOLE, "--task-option", "pole_length"], "must be NAME=VALUE"),
+    ([*CARTPOLE, "--task-option", "=3"], "must be NAME=VALUE"),
+    ([*CARTPOLE, "--task-option"], "at least one value"),
+    ([*CARTPOLE, "--task-option", "pole_length=1", "--task-option", "pole_length=2"], "more than once"),
+    ([*TRAIN, "--task-option", "safety_coeff=0.2"], "dummy-task has no options"),
+    (["train", "--resume", "run", "--task-option", "safety_coeff=0.2"], "not task-options"),
     # folders and files
     ([*TRAIN, "--out", "full"], "not empty"),
     ([*TRAIN, "--out", "run"], "--resume"),
@@ -245,6 +260,8 @@ CONFIGS = {
     "seed a truth": (lambda path: change(path, "seed", value=True), "a whole number, not True"),
     "no iterations": (lambda path: change(path, "iterations", value=-3), "at least 1"),
     "limit NaN": (lambda path: change(path, "task", "limit", value=float("nan")), "limit"),
+    "task options no object": (lambda path: change(path, "task", "options", value=[1]), "must be a JSON object"),
+    "unknown task option": (lambda path: change(path, "task", "options", value={"x": 1}), "has no options"),
     "limit on": (lambda path: change(path, "task", "limit_on", value="all"), "discounted"),
 }
 

@@ -33,6 +33,15 @@ def test_gymnasiums_checker_finds_nothing_in_all_others(name):
     check_env(gymnasium.make(environment_id(name)).unwrapped)
 
 
+def test_options_of_the_task_are_passed_on():
+    options = {"constraint": "slider_pos,action_roc", "observe_constraints": True, "pole_length": 2}
+    env = gymnasium.make(environment_id("realworld-cartpole"), task_options=options)
+    observation, info = env.reset(seed=0)
+    assert (observation.shape, info["task"]["pole_length"]) == ((7,), 2.0)
+    with pytest.raises(ValueError, match=r"^the task option pole_length must be"):
+        gymnasium.make(environment_id("realworld-cartpole"), task_options={"pole_length": 9})
+
+
 @pytest.mark.parametrize("name", ["point-circle", "collision-avoidance-2", "tabular-random", "point-goal-1", "hopper"])
 def test_an_episode_is_the_worlds_own(name):
     class Played(eqx.Module):

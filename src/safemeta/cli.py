@@ -105,10 +105,24 @@ def _train(arguments: list[str]) -> None:
             f"Unexpected '{parsed.words[0]}'; the algorithm comes first: safemeta train ALGORITHM [options]."
         )
     run: TrainOptions = parsed.parts[0]
-    given = {field: getattr(run, field) for field in parsed.given[0] - {"no_adapt", "quiet", "json"}}
+    given = {field: getattr(run, field) for field in parsed.given[0] - {"task_option", "no_adapt", "quiet", "json"}}
+    if run.task_option:
+        given["task_options"] = _pairs(run.task_option)
     if len(parts) > 1:
         given |= {field: getattr(parsed.parts[1], field) for field in parsed.given[1]}
     _train_and_adapt(name, given, run)
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE as a dictionary."""
+    for text in texts:
+        if not text.partition("=")[0] or "=" not in text:
+            raise UserError(f"The option --task-option must be NAME=VALUE, such as safety_coeff=0.1, not '{text}'.")
+    names = [text.partition("=")[0] for text in texts]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UserError(f"The task option {repeated[0]} was given more than once.")
+    return {name: text.partition("=")[2] for name, text in zip(names, texts, strict=True)}
 
 
 def _train_and_adapt(name: str | None, given: dict[str, Any], options: TrainOptions) -> None:
@@ -242,9 +256,12 @@ def _list(arguments: list[str]) -> None:
     parsed = parse(arguments, {"list": ListOptions()}, program="safemeta list", description="What there is.")
     if parsed.words:
         raise UserError(f"Unexpected '{parsed.words[0]}'; safemeta list takes only --json.")
-    lists: dict[str, list[dict[str, str]]] = {
+    lists: dict[str, list[dict[str, Any]]] = {
         "algorithms": [{"name": name, "description": line} for name, line in algorithms.describe().items()],
-        "tasks": [{"name": name, "description": tasks.FAMILIES[name].description} for name in tasks.names()],
+        "tasks": [
+            {"name": name, "description": tasks.FAMILIES[name].description, "options": tasks.describe_options(name)}
+            for name in tasks.names()
+        ],
         "papers": [{"name": name, "description": line} for name, line in papers.describe().items()],
     }
     if parsed.parts[0].json:

@@ -49,7 +49,9 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     With `episode_key` the key that an episode was drawn with, the episode is the one that
     `world.collect(policy, task, episode_key, 1)` goes through under the same actions.
 
-    Raises `ValueError` on unknown names and splits, and on limits and horizons that make no sense.
+    `task_options` are the family's own options, as for `safemeta.make`.
+
+    Raises `ValueError` on unknown names and splits, and on limits, horizons and task options that make no sense.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (as the base class declares it)
@@ -61,12 +63,13 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         limit: float | int | None = None,
         limit_on: LimitOn | None = None,
         horizon: int | None = None,
+        task_options: Mapping[str, Any] | None = None,
         render_mode: None = None,
     ) -> None:
         if render_mode is not None:
             raise ValueError("safemeta's environments are not rendered; safemeta.video draws a run")
         _check_split(split)
-        world = tasks.make(name, limit=limit, limit_on=limit_on, horizon=horizon)
+        world = tasks.make(name, limit=limit, limit_on=limit_on, horizon=horizon, options=task_options)
         assert isinstance(world, FunctionalWorld | BatchedWorld)
         self.world, self.split = world, split
         size = (world.cmdp.observation_size,)

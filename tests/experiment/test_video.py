@@ -50,6 +50,20 @@ def test_a_recording_is_the_episode_that_the_world_collects(name):
     assert (found.bodies is None) == (name == "point-circle")
 
 
+@pytest.mark.parametrize("name", ["realworld-cartpole", "realworld-walker"])
+def test_a_film_shows_the_task_itself_behind_delays(name, tmp_path):
+    world = safemeta.make(name, horizon=4, options={"observation_delay": 3})
+    task, key = world.sample(jax.random.key(1), 1), jax.random.key(0)
+    found = record(world, Ahead(world.cmdp.action_size), task, key)
+    np.testing.assert_array_equal(found.observation[3], found.observation[0])
+    if name == "realworld-walker":
+        assert (np.diff(found.bodies.qpos, axis=0) != 0).any(1).all()
+    else:
+        assert (np.diff(found.state.position) != 0).all()
+        run = run_on(name, tmp_path, world=world)
+        assert safemeta.video(run, out=tmp_path / "v.png").exists()
+
+
 def test_a_track_is_where_the_robot_is():
     world = safemeta.make("point-push-1", horizon=4)
     task = world.sample(jax.random.key(1), 1)

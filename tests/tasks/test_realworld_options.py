@@ -65,7 +65,7 @@ def test_options_reach_the_task():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("point-circle", {"safety_coeff": 0.3}, r"the task point-circle has no options, so that 'safety_coeff' cannot be set"),
+        ("point-circle", {"safety_coeff": 0.3}, "the task point-circle has no options, so that 'safety_coeff' .*"),
         ("realworld-cartpole", {"safety_cof": 1}, r"unknown option 'safety_cof' of .*; did you mean 'safety_coeff'\?"),
         ("realworld-walker", {"zzz": 1}, r"unknown option 'zzz' of the task realworld-walker; choose from .*"),
         ("realworld-cartpole", {"thigh_length": 0.3}, r"unknown option 'thigh_length' .*"),

@@ -45,6 +45,7 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any], *, program: str
     if any(argument in HELP for argument in arguments):
         _print_help(defaults, program, description)
     words, options, given = [], [], [set() for _ in defaults]
+    texts: dict[str, list[str]] = {}  # of options that are lists of texts: they add up where they are repeated
     waiting = list(arguments)
     while waiting:
         token = waiting.pop(0)
@@ -55,8 +56,13 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, Any], *, program: str
         key, hint = _recognise(name, known)
         index, field, _ = known[key]
         given[index].add(field.split(".")[0])
-        options.append(name.replace("_", "-"))
-        options += _values(name, hint, [value] if attached else None, waiting)
+        values = _values(name, hint, [value] if attached else None, waiting)
+        if hint == tuple[str, ...]:
+            texts.setdefault(name.replace("_", "-"), []).extend(values)
+        else:
+            options += [name.replace("_", "-"), *values]
+    for name, values in texts.items():
+        options += [name, *values]
     parts = _convert(defaults, options, program)
     return Parsed(parts, tuple(words), tuple(map(frozenset, given)))
 

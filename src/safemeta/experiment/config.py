@@ -20,8 +20,8 @@ BUDGETS = ("default", "smoke", "paper")
 class TaskConfig:
     """A task family by name, and what was changed about it (None: the family's own).
 
-    `own` marks a world that was handed over in Python: what is said of it here is a record, from which it cannot be
-    made again.
+    `options` are those of the family's own options that were given, as JSON values. `own` marks a world that was handed
+    over in Python: what is said of it here is a record, from which it cannot be made again.
     """
 
     name: str
@@ -29,6 +29,7 @@ class TaskConfig:
     limit_on: LimitUnit | None = None
     horizon: int | None = None
     own: bool = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(world: Any) -> "TaskConfig":
@@ -55,6 +56,13 @@ class TaskConfig:
             check_count("horizon", self.horizon)
         if self.limit_on is not None and self.limit_on not in LIMIT_UNITS:
             raise unknown("unit of the limit", self.limit_on, LIMIT_UNITS)
+        if self.options:
+            read_task_options(self.name, self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `config.json`, where options are left out if there are none."""
+        content = dataclasses.asdict(self)
+        return content if self.options else {key: value for key, value in content.items() if key != "options"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +104,7 @@ class RunConfig:
             "algorithm": self.algorithm,
             "preset": self.preset,
             "options": dataclasses.asdict(self.options),
-            "task": dataclasses.asdict(self.task),
+            "task": self.task.to_json(),
             "seed": self.seed,
             "iterations": self.iterations,
             "budget": self.budget,
@@ -113,6 +121,16 @@ class RunConfig:
             options=decode(options_type, head["options"], f"{where}, options"),
             task=decode(TaskConfig, head["task"], f"{where}, task"),
         )
+
+
+def read_task_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a task, given as values or text, as JSON values; `UserError` on what is not allowed."""
+    from safemeta.tasks import registry
+
+    try:
+        return registry.read_options(name, given)
+    except ValueError as problem:
+        raise from_value_error(problem) from problem
 
 
 def check_header(content: Any, where: str) -> dict[str, Any]:
@@ -169,6 +187,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(parts[0], part, where) for part in value)
         if len(parts) == len(value):
             return tuple(_convert(part, each, where) for part, each in zip(parts, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else decode(hint, value, where)
     elif hint is float:
@@ -200,6 +220,8 @@ def _described(hint: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return "a list of the right length"
+    if typing.get_origin(hint) is dict:
+        return "a JSON object"
     return f"a {getattr(hint, '__name__', hint)}"
 
 

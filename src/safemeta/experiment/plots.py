@@ -11,7 +11,7 @@ from safemeta.experiment.errors import UserError
 from safemeta.experiment.figures import FAINT, INK, PALETTE
 from safemeta.experiment.logs import METRICS
 from safemeta.experiment.metrics import COSTS, FURTHER_COST, FURTHER_LIMIT, LIMITS, RETURNS, found
-from safemeta.experiment.run import RunLog, read_log
+from safemeta.experiment.run import TASK_OPTION, RunLog, read_log
 from safemeta.experiment.statistics import bootstrap_columns
 
 TRAINING = "training.png"
@@ -66,14 +66,16 @@ def _draw_costs(axes: Any, report: Any, index: int, name: str) -> None:
     peak = costs[worst.step, worst.task]
     axes.plot(worst.step, peak, "o", color=INK, markersize=6, clip_on=False, zorder=5)
     to_the_right = worst.step < report.steps / 2
+    limit = float(limits[0]) if shared else 0.0
+    below = 0 <= limit - peak < 0.12 * max(limit, float(np.ptp(costs)))  # above it the words of the limit would hide it
     axes.annotate(
-        f"{worst.cost.mean:.2f}", (worst.step, peak), xytext=(5 if to_the_right else -5, 6), fontweight="bold",
-        textcoords="offset points", ha="left" if to_the_right else "right", fontsize=9.5, zorder=6,
+        f"{worst.cost.mean:.2f}", (worst.step, peak), xytext=(9 if to_the_right else -9, -10 if below else 5),
+        textcoords="offset points", ha="left" if to_the_right else "right", fontsize=9.5, fontweight="bold", zorder=6,
     )  # fmt: skip
     unit = report.limit_on.replace("_", " ")
     axes.set_title(f"{name.replace('_', ' ').capitalize()}, {unit}{'' if shared else ', minus the limit'}")
     axes.set_ylim(bottom=min(0.0, float(costs.min())))
-    figures.mark_limit(axes, float(limits[0]) if shared else 0.0, float(costs.max()))
+    figures.mark_limit(axes, limit, float(costs.max()))
     axes.legend(loc="lower right")
 
 
@@ -137,10 +139,12 @@ def groups_of(logs: list[RunLog]) -> dict[str, list[RunLog]]:
         settings = group[0].settings
         # Options of another algorithm tell nothing: only what differs among runs of the same one is named.
         same = [other[0].settings for other in groups if other[0].label == group[0].label]
+        same_task = [other for other in same if other["task"] == settings["task"]]
         shown = [
-            f"{name.replace('_', ' ')} {settings[name]}"
+            f"{name.removeprefix(TASK_OPTION).replace('_', ' ')} {settings[name]}"
             for name in told_apart
-            if name in settings and (name == "task" or len({str(other.get(name)) for other in same}) > 1)
+            for others in (same_task if name.startswith(TASK_OPTION) else same,)
+            if name in settings and (name == "task" or len({str(other.get(name)) for other in others}) > 1)
         ]
         labelled[", ".join([group[0].label, *shown])] = group
     return labelled

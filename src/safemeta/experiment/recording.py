@@ -100,11 +100,13 @@ def _own(state: Any) -> Any:
     """The task's state of the one row, on the host."""
     import jax
 
+    from safemeta.sim.challenges import ChallengedState
     from safemeta.sim.mujoco import MujocoState
 
-    if isinstance(state, MujocoState):
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[0], state.task)
-    return jax.tree.map(np.asarray, state)
+    rows = isinstance(state, MujocoState)
+    own = state.task if rows else state
+    own = own.task if isinstance(own, ChallengedState) else own
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0] if rows else np.asarray(leaf), own)
 
 
 def _physics(world: Any, state: Any) -> tuple[np.ndarray, ...] | None:

@@ -109,6 +109,7 @@ def _card(folder: Path) -> Card:
     facts = {
         "algorithm": log.label,
         "task": config.task.name,
+        "task options": ", ".join(f"{name} {value}" for name, value in config.task.options.items()),
         "seed": str(config.seed),
         "iterations": f"{len(log.lines)} of {config.iterations}",
         "environment steps": f"{last['environment_steps']:,}" if "environment_steps" in last else "",

@@ -15,6 +15,7 @@ from safemeta.experiment.errors import UserError, from_value_error, writing_fail
 from safemeta.experiment.files import write_json
 
 CONFIG = "config.json"
+TASK_OPTION = "task "  # before the name of an option of the task, among the settings of a run
 INIT_STREAM = 2**32 - 1  # fold_in(key, i) belongs to iteration i, this one to `init`
 
 
@@ -78,8 +79,17 @@ def read_log(run: Run | Path | str) -> RunLog:
     label = config.algorithm if config.preset is None else f"{config.algorithm} ({config.preset})"
     content = config.to_json()
     settings = {key: content[key] for key in ("algorithm", "preset")} | content["options"]
-    settings |= {"task" if key == "name" else key: value for key, value in content["task"].items()}
+    task = {key: value for key, value in content["task"].items() if key != "options"}
+    settings |= {"task" if key == "name" else key: value for key, value in task.items()}
+    settings |= {TASK_OPTION + name: value for name, value in _options(config.task).items()}
     return RunLog(folder, label, settings, config.task.name, config.task.limit, logs.read(folder / logs.METRICS))
+
+
+def _options(task: TaskConfig) -> dict[str, Any]:
+    """All options of a task's family, those that were not given at their defaults; none of a family unknown here."""
+    from safemeta.tasks import registry as tasks
+
+    return tasks.all_options(task.name, task.options) if task.name in tasks.FAMILIES and not task.own else {}
 
 
 def make_world(task: TaskConfig) -> Any:
@@ -92,7 +102,9 @@ def make_world(task: TaskConfig) -> Any:
             " of safemeta.load or the `task` of safemeta.train."
         )
     try:
-        return tasks.make(task.name, limit=task.limit, limit_on=task.limit_on, horizon=task.horizon)
+        return tasks.make(
+            task.name, limit=task.limit, limit_on=task.limit_on, horizon=task.horizon, options=task.options
+        )
     except ValueError as problem:
         raise from_value_error(problem) from problem
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from safemeta.algorithms import registry
-from safemeta.experiment.config import BUDGETS, RunConfig, TaskConfig, check_count, decode
+from safemeta.experiment.config import BUDGETS, RunConfig, TaskConfig, check_count, decode, read_task_options
 from safemeta.experiment.errors import Interrupted, UserError, from_value_error, unknown, writing_failed
 from safemeta.experiment.metrics import SCORE
 from safemeta.experiment.progress import default, told
@@ -47,6 +47,7 @@ def train(
     limit: float | None = None,
     limit_on: str | None = None,
     horizon: int | None = None,
+    task_options: Mapping[str, Any] | None = None,
     checkpoint_every: int | None = None,
     reporter: Any = None,
     **options: Any,
@@ -54,7 +55,8 @@ def train(
     """Train `algorithm` on `task` and return the run.
 
     `task` is the name of a task family or a world, such as `safemeta.gymnasium_world` makes of an environment of your
-    own; to resume a run on such a world, hand it over again.
+    own; to resume a run on such a world, hand it over again. `task_options` are options of the task's family, as for
+    `safemeta.make`.
     `options` are fields of the algorithm's `Config`; they change what `preset` (or the config's own defaults) says.
     `resume` continues a run folder, for which only `iterations` may be given too. `config` repeats the run that a
     `config.json` describes; everything given here overrides it. Raises `UserError` (one sentence).
@@ -63,7 +65,7 @@ def train(
     given = {
         "algorithm": algorithm, "task": task if world is None else TaskConfig.of(world), "preset": preset,
         "seed": seed, "budget": budget, "out": out, "config": config, "limit": limit, "limit_on": limit_on,
-        "horizon": horizon, "checkpoint_every": checkpoint_every, **options,
+        "horizon": horizon, "task_options": task_options or None, "checkpoint_every": checkpoint_every, **options,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     reporter = reporter or default()
@@ -184,11 +186,14 @@ def _prepare(reporter: Any) -> None:
 def _resolve_task(given: dict[str, Any], base: TaskConfig) -> TaskConfig:
     """Take the task's settings out of `given`."""
     name = given.pop("task", base.name)
-    changed = {key: given.pop(key) for key in ("limit", "limit_on", "horizon") if key in given}
+    changed = {key: given.pop(key) for key in ("limit", "limit_on", "horizon", "task_options") if key in given}
     if isinstance(name, TaskConfig):  # the record of a world that was handed over
         if changed:
             raise UserError(f"Give the {', '.join(changed).replace('_', ' ')} where the world is made, not to train.")
         return name
+    if "task_options" in changed:
+        kept = base.options if name == base.name else {}
+        changed["options"] = kept | read_task_options(name, changed.pop("task_options"))
     task = dataclasses.replace(base, name=name, **changed) if name == base.name else TaskConfig(name, **changed)
     task.validate()
     return task

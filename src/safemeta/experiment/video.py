@@ -101,13 +101,16 @@ def _environment(world: Any) -> Any:
     """The task as its drawing knows it; `UserError` where there is none."""
     from safemeta.sim import FunctionalWorld
     from safemeta.sim.batched import BatchedWorld
+    from safemeta.sim.challenges import ChallengedFunctional, ChallengedMujoco
     from safemeta.sim.mujoco import MujocoSimulator
 
     if isinstance(world, FunctionalWorld):
-        return world.environment
-    if isinstance(world, BatchedWorld) and isinstance(world.simulator, MujocoSimulator):
-        return world.simulator.environment
-    raise UserError("Only safemeta's own tasks can be drawn; render an environment of your own with its own means.")
+        found = world.environment
+    elif isinstance(world, BatchedWorld) and isinstance(world.simulator, MujocoSimulator):
+        found = world.simulator.environment
+    else:
+        raise UserError("Only safemeta's own tasks can be drawn; render an environment of your own with its own means.")
+    return found.environment if isinstance(found, ChallengedFunctional | ChallengedMujoco) else found
 
 
 def _policy(run: Run, task: Any, key: Any, steps: int) -> Any:

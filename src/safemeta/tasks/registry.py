@@ -358,6 +358,12 @@ def all_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {option.name: option.default for option in family_of(name).options} | read_options(name, given)
 
 
+def describe_options(name: str) -> list[dict[str, Any]]:
+    """Each option of a task: its name, default, what is allowed and what it is."""
+    shown = ("name", "default", "allowed", "description")
+    return [{part: getattr(option, part) for part in shown} for option in family_of(name).options]
+
+
 def make(
     name: str,
     *,
