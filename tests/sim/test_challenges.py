@@ -66,6 +66,22 @@ def test_without_challenges_the_task_is_as_it_was(plain):
     assert Challenges().none
     assert Challenges(exact=2).none
     assert not Challenges(action_delay=1).none
+    assert not Challenges(observation_stuck=0.1).none
+    assert Challenges(observation_stuck_steps=5).none
+
+
+def test_signals_and_settling_are_the_environments_or_none():
+    @dataclass(frozen=True)
+    class Loud(Adder):
+        def signals(self, parameters, state):
+            return {"sum": state}
+
+    late = ChallengedFunctional(Loud(), Challenges(observation_delay=2), 1)
+    state, _ = late.reset({}, jax.random.key(0))
+    assert late.signals({}, late.step({}, state, jnp.ones(1))[0])["sum"] == state.task + 1
+    assert not hasattr(ChallengedFunctional(Adder(), Challenges(), 1), "signals")
+    robots = [make(f"realworld-{name}", options={"action_delay": 1}) for name in ("walker", "humanoid")]
+    assert [hasattr(robot.simulator.environment, "settle") for robot in robots] == [False, True]
 
 
 @pytest.mark.parametrize("delay", [1, 3, 20])
@@ -108,6 +124,23 @@ def test_noise_is_white_of_its_size_and_leaves_the_exact_entries():
     assert not np.array_equal(seen, passed(Challenges(observation_noise=0.3), key=1, actions=np.zeros(count))[0])
     again = passed(Challenges(observation_noise=0.3, action_noise=0.05, exact=1), actions=np.full(count, 0.2))
     np.testing.assert_array_equal(again[0], seen)
+
+
+@pytest.mark.parametrize("kind", ["dropped", "stuck"])
+def test_entries_fail_with_their_probability_for_their_time(kind):
+    count, p, steps = 4000, 0.05, 4
+    settings = {f"observation_{kind}": p, f"observation_{kind}_steps": steps, "exact": 1}
+    actions = np.full(count, 0.5)
+    clean, seen = (passed(each, actions=actions)[0] for each in (Challenges(), Challenges(**settings)))
+    assert (seen[:, 1] == 7).all()
+    fails = seen[:, 0] != clean[:, 0]
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], fails, [0]]))))[::2]
+    assert set(runs[:-1] % steps) == {0}  # two failures may follow each other
+    np.testing.assert_allclose(fails.mean(), steps * p / (steps * p + 1 - p), rtol=0.15)
+    before = np.concatenate([seen[:1, 0], seen[:-1, 0]])
+    np.testing.assert_array_equal(seen[fails, 0], 0 if kind == "dropped" else before[fails])
+    always = passed(Challenges(**settings | {f"observation_{kind}": 1.0}))[0][:, 0]
+    np.testing.assert_array_equal(always, 0 if kind == "dropped" else [clean[0, 0]] * len(always))
 
 
 @dataclass(frozen=True)
@@ -165,6 +198,8 @@ def test_a_world_on_mujoco_delays_and_holds_actions_too():
         ({"observation_noise": -0.1}, r"^observation_noise must be zero or a positive number"),
         ({"action_noise": float("nan")}, r"^action_noise must be"),
         ({"action_repetition": 0}, r"^action_repetition must be at least 1"),
+        ({"observation_stuck_steps": 0}, r"^observation_stuck_steps must be at least 1"),
+        ({"observation_dropped": 1.1}, r"^observation_dropped must be a probability, not 1\.1"),
     ],
 )
 def test_bad_challenges_are_refused(arguments, message):

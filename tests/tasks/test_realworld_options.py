@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from safemeta.sim.challenges import Challenges
 from safemeta.sim.mujoco import Placement, engine_of
 from safemeta.tasks import FAMILIES, cartpole, make, realworld
 from safemeta.tasks.cartpole import CartpoleState
@@ -60,6 +61,9 @@ def test_options_reach_the_task():
     humanoid = make("realworld-humanoid", options={"skipped_joint": True, "constraint": "upright"})
     assert humanoid.simulator.environment == realworld.Humanoid(("upright",), skipped_joint=True)
     assert make("realworld-cartpole", options={"action_delay": 0}) == cartpole.world()
+    noisy = make("realworld-cartpole", options=options | {"observation_noise": 0.1, "action_delay": 3}).environment
+    assert noisy.challenges == Challenges(action_delay=3, observation_noise=0.1, exact=2)
+    assert noisy.environment == world.environment
 
 
 @pytest.mark.parametrize(

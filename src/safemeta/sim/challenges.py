@@ -1,12 +1,14 @@
-"""Delays, noise and repetition between a policy and a task, as in the Real-World RL suite (Dulac-Arnold et al.).
+"""Delays, noise, failing sensors and repetition between a policy and a task.
 
-They are a channel that actions go out through and observations and rewards come back through; the task behind it, its
-costs and its initial states stay as they are. Orders and definitions are the suite's: an action is delayed, gets its
-noise (the task then clips it) and is repeated; an observation gets its noise and is delayed. Unlike there, nothing is
-carried over from one episode to the next.
+These are challenges of the Real-World RL suite (Dulac-Arnold et al.): a channel that actions go out through and
+observations and rewards come back through; the task behind it, its costs and its initial states stay as they are.
+Orders and definitions are the suite's: an action is delayed, gets its noise (the task then clips it) and is repeated;
+an observation gets its noise, loses entries, has entries that stick, and is delayed. Unlike there, nothing is carried
+over from one episode to the next.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +26,10 @@ _STREAM = 2**32 - 2  # of the key of an episode's start: the task's own draws st
 
 
 class Channel(eqx.Module):
-    """What is on its way, the oldest first (None without delay), and the action that is held (None if none is)."""
+    """What is on its way, the oldest first, and what is held; None where the challenge is off.
+
+    `dropped` and `stuck` count the control steps for which each entry of an observation still fails.
+    """
 
     key: Key[Array, ""]
     steps: Int[Array, ""]
@@ -32,14 +37,18 @@ class Channel(eqx.Module):
     observations: Float[Array, "observation_delay observation"] | None
     rewards: Float[Array, " reward_delay"] | None
     held: Float[Array, " action"] | None
+    dropped: Int[Array, " entries"] | None
+    stuck: Int[Array, " entries"] | None
+    shown: Float[Array, " entries"] | None
 
 
 @dataclass(frozen=True)
 class Challenges:
     """Delays in control steps, standard deviations of white Gaussian noise, steps for which an action is held.
 
-    At step t a delay of d gives what was put in at step max(t - d, 0). The last `exact` entries of an observation get
-    no noise.
+    At step t a delay of d gives what was put in at step max(t - d, 0). Each entry of an observation that does not fail
+    starts to with a probability: "dropped" for `observation_dropped_steps` steps it is 0, "stuck" for
+    `observation_stuck_steps` it stays what it was. The last `exact` entries get no noise and do not fail.
     """
 
     action_delay: int = 0
@@ -48,38 +57,53 @@ class Challenges:
     action_noise: float = 0.0
     observation_noise: float = 0.0
     action_repetition: int = 1
+    observation_dropped: float = 0.0
+    observation_dropped_steps: int = 1
+    observation_stuck: float = 0.0
+    observation_stuck_steps: int = 1
     exact: int = 0
 
     def __post_init__(self):
-        for name, least in (("action_delay", 0), ("observation_delay", 0), ("reward_delay", 0), ("exact", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("action_delay", "observation_delay", "reward_delay", "exact"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("action_repetition", "observation_dropped_steps", "observation_stuck_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("action_noise", "observation_noise"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be zero or a positive number, not {getattr(self, name)}")
-        if self.action_repetition < 1:
-            raise ValueError(f"action_repetition must be at least 1, not {self.action_repetition}")
+        for name in ("observation_dropped", "observation_stuck"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a probability, not {getattr(self, name)}")
 
     @property
     def none(self) -> bool:
         """Whether nothing is changed."""
-        return self == Challenges(exact=self.exact)
+        delays = self.action_delay or self.observation_delay or self.reward_delay or self.action_repetition > 1
+        return not (
+            delays or self.action_noise or self.observation_noise or self.observation_dropped or self.observation_stuck
+        )
 
     def open(
         self, key: PRNGKeyArray, observation: Float[Array, " observation"], action_size: int
     ) -> tuple[Channel, Float[Array, " observation"]]:
         """The channel at the start of an episode, and what is seen of the first observation."""
 
-        def waiting(delay: int, *shape: int) -> Array | None:
-            return jnp.zeros((delay, *shape), observation.dtype) if delay else None
+        def zeros(wanted: bool, *shape: int, dtype: Any = observation.dtype) -> Array | None:
+            return jnp.zeros(shape, dtype) if wanted else None
 
+        entries = observation.shape[0] - self.exact
         channel = Channel(
             key,
             jnp.asarray(0),
-            waiting(self.action_delay, action_size),
-            waiting(self.observation_delay, *observation.shape),
-            waiting(self.reward_delay),
-            jnp.zeros(action_size, observation.dtype) if self.action_repetition > 1 else None,
+            zeros(self.action_delay > 0, self.action_delay, action_size),
+            zeros(self.observation_delay > 0, self.observation_delay, *observation.shape),
+            zeros(self.reward_delay > 0, self.reward_delay),
+            zeros(self.action_repetition > 1, action_size),
+            zeros(self.observation_dropped > 0, entries, dtype=int),
+            zeros(self.observation_stuck > 0, entries, dtype=int),
+            zeros(self.observation_stuck > 0, entries),
         )
         return self._seen(channel, observation)
 
@@ -89,29 +113,36 @@ class Challenges:
         if self.action_noise:
             key = jax.random.fold_in(channel.key, 2 * channel.steps)
             action = action + self.action_noise * jax.random.normal(key, action.shape, action.dtype)
-        if channel.held is None:
-            held = None
-        else:
+        held = None
+        if channel.held is not None:
             held = action = jnp.where(channel.steps % self.action_repetition == 0, action, channel.held)
-        return Channel(channel.key, channel.steps, waiting, channel.observations, channel.rewards, held), action
+        return replace(channel, actions=waiting, held=held), action
 
     def inwards(self, channel: Channel, step: Step) -> tuple[Channel, Step]:
         """What the policy gets of a step of the task."""
         rewards, reward = _delayed(channel.rewards, step.reward, channel.steps == 0)
-        channel = Channel(channel.key, channel.steps + 1, channel.actions, channel.observations, rewards, channel.held)
+        channel = replace(channel, steps=channel.steps + 1, rewards=rewards)
         channel, observation = self._seen(channel, step.observation)
         return channel, Step(observation, reward, step.costs, step.terminated, step.truncated)
 
     def _seen(
         self, channel: Channel, observation: Float[Array, " observation"]
     ) -> tuple[Channel, Float[Array, " observation"]]:
+        first = channel.steps == 0
+        noise, drop, stick = jax.random.split(jax.random.fold_in(channel.key, 2 * channel.steps + 1), 3)
+        entries = observation.shape[0] - self.exact
+        seen, dropped, stuck, shown = observation[:entries], None, None, None
         if self.observation_noise:
-            key = jax.random.fold_in(channel.key, 2 * channel.steps + 1)
-            noisy = observation.shape[0] - self.exact
-            noise = self.observation_noise * jax.random.normal(key, (noisy,), observation.dtype)
-            observation = observation.at[:noisy].add(noise)
-        waiting, observation = _delayed(channel.observations, observation, channel.steps == 0)
-        return Channel(channel.key, channel.steps, channel.actions, waiting, channel.rewards, channel.held), observation
+            seen = seen + self.observation_noise * jax.random.normal(noise, seen.shape, seen.dtype)
+        if channel.dropped is not None:
+            fails, dropped = _failing(channel.dropped, drop, self.observation_dropped, self.observation_dropped_steps)
+            seen = jnp.where(fails, 0, seen)
+        if channel.stuck is not None and channel.shown is not None:
+            fails, stuck = _failing(channel.stuck, stick, self.observation_stuck, self.observation_stuck_steps)
+            shown = seen = jnp.where(fails & ~first, channel.shown, seen)
+        whole = jnp.concatenate([seen, observation[entries:]])
+        waiting, whole = _delayed(channel.observations, whole, first)
+        return replace(channel, observations=waiting, dropped=dropped, stuck=stuck, shown=shown), whole
 
 
 def _delayed(waiting: Array | None, new: Array, first: Bool[Array, ""]) -> tuple[Array | None, Array]:
@@ -120,6 +151,15 @@ def _delayed(waiting: Array | None, new: Array, first: Bool[Array, ""]) -> tuple
         return None, new
     queue = jnp.concatenate([jnp.where(first, new, waiting), new[None]])
     return queue[1:], queue[0]
+
+
+def _failing(
+    left: Int[Array, " entries"], key: PRNGKeyArray, probability: float, steps: int
+) -> tuple[Bool[Array, " entries"], Int[Array, " entries"]]:
+    """Which entries fail now, and for how many steps more; those that do not may begin to."""
+    begins = (left == 0) & jax.random.bernoulli(key, probability, left.shape)
+    left = jnp.where(begins, steps, left)
+    return left > 0, jnp.maximum(left - 1, 0)
 
 
 class ChallengedState(eqx.Module):

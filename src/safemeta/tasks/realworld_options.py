@@ -18,6 +18,10 @@ CHALLENGES = (
     Option("action_noise", "number", 0.0, "standard deviation of Gaussian noise on every action, in [-1, 1]"),
     Option("observation_noise", "number", 0.0, "standard deviation of Gaussian noise on every observation"),
     Option("action_repetition", "count", 1, "control steps for which an action is held", low=1.0),
+    Option("observation_dropped", "number", 0.0, "probability with which an entry that is seen drops to 0", high=1.0),
+    Option("observation_dropped_steps", "count", 1, "control steps for which it does", low=1.0),
+    Option("observation_stuck", "number", 0.0, "probability with which an entry that is seen sticks", high=1.0),
+    Option("observation_stuck_steps", "count", 1, "control steps for which it does", low=1.0),
 )
 
 
