@@ -210,8 +210,10 @@ def test_mamls_step_is_the_gradient_less_the_penalty(batch):
 
     gradients = jax.jacobian(predicted)(theta)
     spread = np.sqrt(np.sum(own.reward_weight * own.advantage**2))
+    spread_of_cost = np.sqrt(np.sum(own.reward_weight * own.cost_advantages[..., 0] ** 2))
+    cost = gradients[1] / (own.cost_weight.sum() / own.cost_weight.shape[0]) / spread_of_cost
     found = inner_step(config, policy, theta, InnerData(own, jnp.array([0.1, -0.1]), jnp.ones(()), DISCOUNT))
-    np.testing.assert_allclose(found.step, 0.3 * (gradients[0] / spread - 2.0 * gradients[1]), rtol=1e-6)
+    np.testing.assert_allclose(found.step, 0.3 * (gradients[0] / spread - 2.0 * cost), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -239,6 +241,11 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
             assert after[1][0] < before[1][0] or meta_gradient == "first"
         if outer == "cpo" and safe and meta_gradient == "exact":
             assert np.all(np.asarray(after[1]) <= 1e-9)
+        if outer == "cpo":  # a correction is as much excess more
+            part = jnp.array([0.1, 0.0])
+            less = eqx.tree_at(lambda m: m.violations, meta, meta.violations - part)
+            corrected, _ = step_out(config, policy, theta, less, observations, samples.valid, part)
+            np.testing.assert_allclose(corrected, moved, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

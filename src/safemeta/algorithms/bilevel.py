@@ -42,6 +42,7 @@ class State(eqx.Module):
     policy: GaussianPolicy
     critics: CriticState
     kept: "Kept | None" = None  # with `keep_tasks`
+    correction: Float[Array, " costs"] | None = None  # of the outer step "cpo": what is added to a measured excess
 
 
 class Kept(eqx.Module):
@@ -75,7 +76,8 @@ class Algorithm:
             start = parameters(policy)
             own = jnp.broadcast_to(start, (self.config.tasks, start.shape[0]))
             kept = Kept(jax.random.key_data(jax.random.fold_in(key, 2)), own)
-        return State(policy, init_critic(self.config, cmdp, critic_key), kept)
+        correction = jnp.zeros(len(cmdp.cost_names)) if self.config.outer == "cpo" else None
+        return State(policy, init_critic(self.config, cmdp, critic_key), kept, correction)
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
         return _iterate(self.config, world, state, key)
@@ -116,8 +118,17 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     after_costs = limited_costs(after, cmdp).mean(1)
     meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
     before = seen[0][0]
-    update = nearest_update if config.outer == "nearest" else outer_update
-    moved, outer_facts = update(config, state.policy, theta, meta, before.observation, before.valid)
+    start = config, state.policy, theta, meta, before.observation, before.valid
+    correction = state.correction
+    if config.outer == "nearest":
+        moved, outer_facts = nearest_update(*start)
+    else:
+        moved, outer_facts = outer_update(*start, correction)
+    if correction is not None:  # as in `cpo.py`, for the same reason
+        excess = outer_violations(config, meta)
+        may_grow = (outer_facts["meta_feasible"] > 0) | (excess < 0)
+        correction = jnp.where(may_grow, jnp.maximum(correction + config.integral_gain * excess, 0), correction)
+        outer_facts["correction"] = correction
 
     observations = jnp.stack([rows.observation for rows, _ in seen])
     targets = jnp.stack([found.target for _, found in seen])
@@ -142,7 +153,7 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         **outer_facts,
     }
     kept = None if state.kept is None else Kept(state.kept.key, x)
-    return State(policy, critics, kept), named(cmdp, metrics)
+    return State(policy, critics, kept, correction), named(cmdp, metrics)
 
 
 def _collect(
@@ -243,9 +254,18 @@ def nearest_update(
 
 
 def outer_update(
-    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array, valid: Array
+    config: BilevelConfig,
+    policy: GaussianPolicy,
+    theta: Vector,
+    meta: MetaData,
+    observations: Array,
+    valid: Array,
+    correction: Float[Array, " costs"] | None = None,
 ) -> tuple[Vector, Metrics]:
-    """The outer step (eq. 12) and its line search; `observations` (the `valid` ones) are those of the meta-policy."""
+    """The outer step (eq. 12) and its line search; `observations` (the `valid` ones) are those of the meta-policy.
+
+    `correction` is added to the costs that a step "cpo" bounds.
+    """
 
     def stacked(y: Vector) -> Float[Array, " signals"]:
         reward, costs = meta_objective(config, policy, y, meta)
@@ -255,7 +275,8 @@ def outer_update(
     violations = outer_violations(config, meta)
     rows, bounds, objective = gradients[:0], violations[:0], gradients[0]
     if config.outer == "cpo":
-        rows, bounds = gradients[1:], violations
+        added = jnp.zeros_like(violations) if correction is None else correction
+        rows, bounds = gradients[1:], violations + added
     elif config.outer == "switch":
         objective = jnp.where(jnp.all(violations <= 0), gradients[0], -gradients[1:][jnp.argmax(violations)])
     found = trust_region_step(
@@ -284,7 +305,8 @@ def outer_update(
     def accept(values: tuple[Array, Array, Array], fraction: Array) -> Array:
         reward, costs, kl = values
         if config.outer == "cpo":
-            return accept_cpo(reward, kl, costs, violations, config.outer_radius, feasible=found.feasible, slack=1.5)
+            shifted = costs + (bounds - violations)
+            return accept_cpo(reward, kl, shifted, bounds, config.outer_radius, feasible=found.feasible, slack=1.5)
         if config.outer == "trpo":
             return accept_trpo(reward, kl, config.outer_radius, slack=1.5)
         worst = jnp.argmax(violations)

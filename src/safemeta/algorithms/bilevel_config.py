@@ -54,7 +54,8 @@ class BilevelConfig:
     outer_radius: float = 0.01  # the same of the outer step [P]
     margin: float = 0.0  # inner and outer steps aim this share of the limit below it [S; P: 0]
     inner_learning_rate: float = 0.1  # of the inner step "gradient" [S]
-    penalty: float = 1.0  # of a violated cost in the inner step "gradient", per unit of its limit [S]
+    penalty: float = 1.0  # of a violated cost in the inner step "gradient", advantages in standard deviations [S]
+    integral_gain: float = 0.1  # share of a measured excess that later outer steps "cpo" take back too [S; P: 0]
     kl_weight: float = 0.1  # lambda of the inner step "dual" [S; dual method's paper: 0.5]
     cost_kl_weight: float = 300.0  # lambda_c of the same [S; 0.5]
     outer_rate: float = 0.5  # share of the way to the nearest policy that the outer step "nearest" goes [S]
@@ -77,7 +78,7 @@ class BilevelConfig:
             self, "inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations", "fisher_states"
         )
         positive(self, "inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")
-        zero_or_more(self, "damping", "penalty", "cost_kl_weight")
+        zero_or_more(self, "damping", "penalty", "cost_kl_weight", "integral_gain")
         if not 0 < self.outer_rate <= 1:
             raise ValueError(f"outer_rate is a share of a way: above 0 and at most 1, not {self.outer_rate}.")
         if self.keep_tasks and self.outer != "nearest":

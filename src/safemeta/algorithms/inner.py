@@ -91,8 +91,13 @@ def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: I
     offsets = data.violations + values[1:]
     none = jnp.zeros_like(data.violations)
     if config.inner == "gradient":
-        spread = jnp.sqrt(jnp.sum(data.samples.reward_weight * data.samples.advantage**2)) + 1e-8
-        weight = config.penalty * (offsets > 0)
+        # Means over states of advantages of spread one: a limited cost is a sum over hundreds of steps, whose plain
+        # gradient at such a rate throws the policy away.
+        samples = data.samples
+        spread = jnp.sqrt(jnp.sum(samples.reward_weight * samples.advantage**2)) + 1e-8
+        of_costs = jnp.sum(samples.reward_weight[..., None] * samples.cost_advantages**2, axis=(0, 1))
+        total = jnp.sum(samples.cost_weight, axis=-1).mean()
+        weight = config.penalty * (offsets > 0) / (total * jnp.sqrt(of_costs) + 1e-8)
         step = config.inner_learning_rate * (gradients[0] / spread - weight @ gradients[1:])
         return InnerStep(step, none, jnp.all(offsets <= 0))
     metric = metric_at(config, policy, x, data.samples.observation, data.samples.valid)

@@ -140,7 +140,7 @@ def certify(
     reporter.note(f"Trying {tried} actions in every state of {tasks * episodes} trajectories ...")
     measuring = jax.random.fold_in(key, MEASURE_STREAM)
     try:
-        visited = visit(run.world, run.policy.policy, certificate, drawn, measuring, episodes, points)
+        visited = visit(run.world, run.trained, certificate, drawn, measuring, episodes, points)
     except SimulationError as problem:
         raise simulation_failed(problem) from problem
     check_finite(visited.reward, visited.energy, visited.next_energy)

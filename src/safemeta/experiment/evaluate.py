@@ -104,13 +104,13 @@ def evaluate(
     limits, measuring = np.asarray(drawn.limits), jax.random.fold_in(key, MEASURE_STREAM)
     statistics: dict[str, Any] | None = None
     if shield is None:
-        performance = _measured(run.world.measure, run.policy, drawn, measuring, episodes)
+        performance = _measured(run.world.measure, run.trained, drawn, measuring, episodes)
     else:
         from safemeta.experiment.shield import ShieldShares, shield_of
 
         filtering = shield_of(run, shield, index, actions)
         behind, free = (
-            _measured(each.measure, run.world, run.policy, drawn, measuring, episodes)
+            _measured(each.measure, run.world, run.trained, drawn, measuring, episodes)
             for each in (filtering, filtering.without())
         )
         performance = behind

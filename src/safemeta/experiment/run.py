@@ -53,7 +53,12 @@ class Run:
         from safemeta.tasks.tabular import TabularEnvironment
 
         scores = isinstance(getattr(self.world, "environment", None), TabularEnvironment)  # not from a box
-        return ActingPolicy(self.algorithm.policy(self.state), bounded=not scores)
+        return ActingPolicy(self.trained, bounded=not scores)
+
+    @property
+    def trained(self) -> Any:
+        """The same policy as the algorithm has it: what worlds are handed."""
+        return self.algorithm.policy(self.state)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, one dictionary per iteration."""

@@ -121,7 +121,7 @@ def _policy(run: Run, task: Any, key: Any, steps: int) -> Any:
     from safemeta.sim.failures import SimulationError
 
     if not steps:
-        return run.policy
+        return run.trained
     if not run.is_meta:
         raise UserError("Only meta-algorithms, such as dual, can adapt; leave --steps out.")
     try:

@@ -155,7 +155,7 @@ def watch(run: Any, settings: Watch, seed: int) -> tuple[dict[str, Any], dict[st
     own = run.state.learner.index if run.config.algorithm in WITH_INDEX else None
     everybody = SafetyIndex.named("feasible", world.cmdp.safe_distance)
     points = settings.points if own is not None else 0
-    state = (run.policy, own, everybody)
+    state = (run.trained, own, everybody)
     _, records = world.interact(Watcher(points), state, tasks, run_key, settings.episodes)
     seen = {name: np.asarray(values) for name, values in records.items()}
     valid = seen["valid"]

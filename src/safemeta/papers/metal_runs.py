@@ -94,7 +94,7 @@ class RobotTrial(Trial):
         run = load(folder, "last", self.world)
         task_key, run_key = jax.random.split(jax.random.key(TEST_SEED + self.seed))
         tasks = run.world.sample(task_key, 1, "test")
-        found = run.world.measure(run.policy, tasks, run_key, self.episodes)
+        found = run.world.measure(run.trained, tasks, run_key, self.episodes)
         arrays = {"returns": found.episode_return[0], "costs": found.costs[0, :, 0]}
         content = {name: np.asarray(values, float).tolist() for name, values in arrays.items()}
         write_json(folder / FILE, {"settings": self._settings(), **content})
