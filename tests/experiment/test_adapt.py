@@ -33,7 +33,7 @@ def test_adapt_judges_every_policy_on_fresh_episodes(trained):
     assert report.returns.shape == (4, 5)
     assert report.costs.shape == (4, 5, 1)
     # The dummy's return is 10 |w|_1 (plus unit noise), and its step k scales w by 1 + 0.05 k.
-    size = float(np.abs(trained.policy.weight).sum())
+    size = float(np.abs(trained.trained.weight).sum())
     expected = 10 * size * (1 + 0.05 * np.arange(4))
     np.testing.assert_allclose(report.returns.mean(1), expected, atol=4 / np.sqrt(200))
     assert report.before.mean == pytest.approx(report.returns[0].mean())
@@ -94,7 +94,7 @@ def test_one_task_has_no_interval_over_tasks(trained):
 
 def test_evaluate(trained):
     report = evaluate(trained, tasks=6, episodes=50, seed=1)
-    size = float(np.abs(trained.policy.weight).sum())
+    size = float(np.abs(trained.trained.weight).sum())
     assert report.episode_return.mean == pytest.approx(10 * size, abs=0.3)
     assert report.largest_cost[0].policies == 6
     assert report.largest_cost[0].cost.mean <= 2 * size + 0.2
