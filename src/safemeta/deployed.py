@@ -4,6 +4,7 @@ policy = safemeta.load_policy("policy.npz")
 action = policy(observation)
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class DeployedPolicy:
             x = _applied(layer, x)
         return x
 
-    def save(self, path: Path | str) -> Path:
-        """Write an `.npz` that holds arrays only, never code."""
+    def to_bytes(self) -> bytes:
+        """The content of an `.npz` that holds arrays only, never code."""
         described = {
             "format": FORMAT,
             "layers": [layer.kind for layer in self.layers],
@@ -64,20 +65,20 @@ class DeployedPolicy:
         }
         arrays = {f"{i}.{name}": array for i, layer in enumerate(self.layers) for name, array in layer.arrays.items()}
         arrays["policy"] = np.frombuffer(json.dumps(described).encode(), np.uint8)
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        return Path(path)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
 
 
 def load_policy(path: Path | str) -> DeployedPolicy:
     """The policy in a file that `safemeta export` wrote. Raises `ValueError` on a file that is damaged or no policy."""
-    damage = (KeyError, TypeError, AttributeError, BadZipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError)
+    damage = (KeyError, ValueError, TypeError, AttributeError, BadZipFile, EOFError)  # a broken file is closed too
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # a broken one is closed too
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         described = json.loads(bytes(arrays.pop("policy")))
         if described["format"] != FORMAT:
-            raise ValueError(f"'{path}' has the format {described['format']}; this version reads {FORMAT}")
+            raise ValueError(f"its format is {described['format']}; this version reads {FORMAT}")
         layers = tuple(
             Layer(kind, {name: arrays.pop(f"{i}.{name}") for name in KINDS[kind]})
             for i, kind in enumerate(described["layers"])
@@ -86,9 +87,9 @@ def load_policy(path: Path | str) -> DeployedPolicy:
             layers, int(described["observation_size"]), int(described["action_size"]), str(described["description"])
         )
         if arrays or not all(np.isfinite(array).all() for layer in layers for array in layer.arrays.values()):
-            raise KeyError("arrays that are not finite, or that belong to no layer")
+            raise ValueError("it has arrays that are not finite, or that belong to no layer")
         if policy(np.zeros(policy.observation_size)).shape != (policy.action_size,):
-            raise KeyError("another number of actions")
+            raise ValueError("it has another number of actions than it says")
     except damage as problem:
         raise ValueError(f"'{path}' is no policy, or it is damaged: {problem}") from problem
     return policy

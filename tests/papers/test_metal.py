@@ -10,17 +10,18 @@ from scipy import stats
 
 from safemeta.experiment import logs
 from safemeta.experiment.evaluate import Interval
-from safemeta.experiment.run import load
+from safemeta.experiment.run import load, make_world
 from safemeta.experiment.train import train
 from safemeta.papers import metal, metal_claims, metal_plan, registry
 from safemeta.papers.claims import CONTRADICTED, NOT_REPRODUCED, REPRODUCED
 from safemeta.papers.lockstep import next_group, opened, train_together
 from safemeta.papers.metal_plan import CARTPOLE, COEFFICIENTS, METHODS, SOLVABLE, UNSOLVABLE
-from safemeta.papers.metal_runs import Bundle, Final, Reached, RobotGroup, RobotTrial, gather, world_at
+from safemeta.papers.metal_runs import Bundle, Final, Reached, RobotGroup, RobotTrial, gather
 from safemeta.papers.plan import Request
 from safemeta.papers.progress import JobProgress
 
 ALL = tuple(registry.get("metal").figures)
+STRICT = 1e-9  # a coefficient at which every position violates
 SILENT = JobProgress(lambda share, words: None)
 
 
@@ -82,9 +83,11 @@ def test_a_figure_asks_only_for_its_own_runs(figure, coefficients, methods):
 def test_a_coefficient_is_the_worlds(task):
     import jax
 
-    tasks = world_at(task, 0.05, 7).sample(jax.random.key(0), 2, "train")
+    trial = RobotTrial("t", "rc-d4pg", "rc-d4pg", task, 0, 1, (), horizon=7, coefficient=0.05)
+    world = make_world(trial.config().task)
+    tasks = world.sample(jax.random.key(0), 2, "train")
     np.testing.assert_allclose(tasks.parameters["safety_coeff"], 0.05, rtol=1e-6)
-    assert world_at(task, 0.05, 7).cmdp.horizon == 7
+    assert world.cmdp.horizon == 7
 
 
 # Runs that train together
@@ -112,7 +115,7 @@ def alone(trial, folder, iterations):
 def trained(tmp_path_factory):
     """A bundle of two runs, one of which had already come to its first iteration; and both of them alone."""
     out = tmp_path_factory.mktemp("metal")
-    made, folder = Bundle("tiny", (tiny(0.3, 1), tiny(0.0, 0))), out / "runs" / "tiny"
+    made, folder = Bundle("tiny", (tiny(0.3, 1), tiny(STRICT, 0))), out / "runs" / "tiny"
     single = [alone(trial, out / "alone" / trial.name, 3) for trial in made.trials]
     alone(made.trials[0], folder / made.trials[0].name, 1)
     assert not made.done(folder)
@@ -166,21 +169,21 @@ def test_a_bundle_leaves_runs_and_what_they_came_to(trained):
     found = gather(out, [made])
     assert {key: group.seeds for key, group in found.items()} == {
         (CARTPOLE, 0.3, "rc-d4pg"): (1,),
-        (CARTPOLE, 0.0, "rc-d4pg"): (0,),
+        (CARTPOLE, STRICT, "rc-d4pg"): (0,),
     }
-    strict = found[CARTPOLE, 0.0, "rc-d4pg"]  # at 0 every position violates
+    strict = found[CARTPOLE, STRICT, "rc-d4pg"]
     assert strict.without_noise.costs == pytest.approx([1.0])
     assert strict.table("cost")[:, 0] == pytest.approx([1.0] * 3)
     assert found[CARTPOLE, 0.3, "rc-d4pg"].without_noise.costs == pytest.approx([0.0])
     assert strict.threshold == 0.115
-    run = load(folder / "0-s0", "last", made.trials[1].world)
+    run = load(folder / made.trials[1].name, "last")
     assert run.iteration == 3
     assert not dataclasses.replace(made, trials=(*made.trials, tiny(0.3, 2))).done(folder)
 
 
 def test_only_runs_of_the_same_settings_train_together(tmp_path):
     both = [tiny(0.3, 0), tiny(0.3, 1, iterations=5)]
-    both = [opened(tmp_path / each.name, each.config(), each.world) for each in both]
+    both = [opened(tmp_path / each.name, each.config()) for each in both]
     with pytest.raises(ValueError, match="same settings"):
         train_together(both, SILENT.part(1.0))
 

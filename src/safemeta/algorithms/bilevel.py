@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
+from safemeta.algorithms.directions import corrected
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
 from safemeta.algorithms.settings import init_policy
@@ -124,10 +125,9 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         moved, outer_facts = nearest_update(*start)
     else:
         moved, outer_facts = outer_update(*start, correction)
-    if correction is not None:  # as in `cpo.py`, for the same reason
-        excess = outer_violations(config, meta)
-        may_grow = (outer_facts["meta_feasible"] > 0) | (excess < 0)
-        correction = jnp.where(may_grow, jnp.maximum(correction + config.integral_gain * excess, 0), correction)
+    if correction is not None:
+        feasible = outer_facts["meta_feasible"] > 0
+        correction = corrected(correction, outer_violations(config, meta), feasible, config.integral_gain)
         outer_facts["correction"] = correction
 
     observations = jnp.stack([rows.observation for rows, _ in seen])

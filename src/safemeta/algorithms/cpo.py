@@ -1,9 +1,6 @@
 """Constrained policy optimisation (Achiam et al. 2017), for any small number of costs.
 
-The linearised cost is believed too good, since it is predicted on the samples that made the step (`directions.py`):
-plain CPO asks for too small a step back and settles above its limit, the farther the noisier the cost. So the excess
-that is measured is accumulated and added to what a step is asked to take back, as the integral part of a controller
-does. It rests while the step does all it can anyway (no feasible step: it only lowers the costs).
+Plain CPO settles above its limit, the farther the noisier the cost: see `corrected`, which mends it.
 """
 
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.directions import corrected
 from safemeta.algorithms.on_policy import Batch, OnPolicyAlgorithm, State
 from safemeta.algorithms.settings import zero_or_more
 from safemeta.algorithms.trust_region import TrustRegionConfig, trust_region_update
@@ -43,9 +41,7 @@ def step(config: Config, state: CPOState, batch: Batch, key: PRNGKeyArray) -> tu
     """Maximise `E[A]` within a mean KL of `kl_radius`, subject to the linearised costs; recover where infeasible."""
     asked = batch.violations + state.correction
     policy, metrics = trust_region_update(config, state.policy, batch.samples, asked)
-    may_grow = (metrics["feasible"] > 0) | (batch.violations < 0)
-    grown = jnp.maximum(state.correction + config.integral_gain * batch.violations, 0)
-    correction = jnp.where(may_grow, grown, state.correction)
+    correction = corrected(state.correction, batch.violations, metrics["feasible"] > 0, config.integral_gain)
     following = eqx.tree_at(lambda s: (s.policy, s.correction), state, (policy, correction))
     return following, metrics | {"correction": correction}
 

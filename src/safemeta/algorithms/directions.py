@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from safemeta.core import solve_without_pivots
 from safemeta.solvers import (
@@ -126,3 +126,16 @@ def dual_step(
         kl_limit=kl_limit,
     )
     return solution, quadratic_step(shrunk @ found.solutions, solution.multipliers, solution.eta)
+
+
+def corrected(
+    correction: Float[Array, " costs"], excess: Float[Array, " costs"], feasible: Bool[Array, ""], gain: float
+) -> Float[Array, " costs"]:
+    """What later steps are asked to take back beside a measured excess of costs: the integral part of a controller.
+
+    In-sample effects are believed too good (see above), so that CPO asks for too small a step back and settles above
+    its limit. The excess is accumulated, and rests while a step does all it can anyway (where none is `feasible`, it
+    only lowers the costs).
+    """
+    grown = jnp.maximum(correction + gain * excess, 0)
+    return jnp.where(feasible | (excess < 0), grown, correction)

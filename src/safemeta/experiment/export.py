@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.deployed import DeployedPolicy, Layer, linear, single
-from safemeta.experiment.errors import UserError, writing_failed
-from safemeta.experiment.files import write_atomically
+from safemeta.experiment.errors import UserError
+from safemeta.experiment.files import write_product
 from safemeta.nets import GaussianPolicy
 from safemeta.nets.layer_norm_mlp import EPSILON, DeterministicPolicy
 from safemeta.nets.mlp import MLP
@@ -70,15 +70,7 @@ def export(policy: Any, out: Path | str | None = None, *, checkpoint: str = "aut
     if kind not in FORMATS:
         raise UserError(f"Policies are exported as {' or '.join(FORMATS)}, not '{path.suffix or path.name}'.")
     plain = deployed(policy, description)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "onnx":
-            write_atomically(path, onnx_model(plain))
-        else:
-            plain.save(path)
-    except OSError as problem:
-        raise writing_failed(problem, path) from problem
-    return path
+    return write_product(path, onnx_model(plain) if kind == "onnx" else plain.to_bytes())
 
 
 def deployed(policy: Any, description: str = "") -> DeployedPolicy:

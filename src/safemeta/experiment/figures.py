@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safemeta.experiment.errors import UserError, writing_failed
-from safemeta.experiment.files import write_atomically
+from safemeta.experiment.errors import UserError
+from safemeta.experiment.files import write_product
 
 # Okabe and Ito (2008), and Tol's red for the limit, which no curve has.
 PALETTE = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F")
@@ -79,12 +79,7 @@ def save(drawing: Any, path: Path) -> Path:
         raise UserError(f"Pictures are saved as {', '.join(FORMATS)}, not '{path.suffix or path.name}'.")
     buffer = io.BytesIO()
     drawing.savefig(buffer, format=suffix)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
-    except OSError as problem:
-        raise writing_failed(problem, path) from problem
-    return path
+    return write_product(path, buffer.getvalue())
 
 
 def mark_limit(axes: Any, limit: float, ceiling: float) -> None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safemeta.experiment.errors import writing_failed
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
@@ -25,6 +27,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def write_product(path: Path, data: bytes) -> Path:
+    """Write what a user has asked for, wherever that may be, atomically; `UserError` where it cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as problem:
+        raise writing_failed(problem, path) from problem
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,9 +23,9 @@ from safemeta.experiment.adapt import NAME as ADAPTATION
 from safemeta.experiment.aggregates import aggregate, anytime, probability_of_improvement
 from safemeta.experiment.certify import FILE as CERTIFICATE
 from safemeta.experiment.certify import PICTURE as CERTIFICATE_PICTURE
-from safemeta.experiment.errors import UserError, writing_failed
+from safemeta.experiment.errors import UserError
 from safemeta.experiment.evaluate import FILE as EVALUATION
-from safemeta.experiment.files import write_atomically
+from safemeta.experiment.files import write_product
 from safemeta.experiment.metrics import COSTS, LIMITS, RETURNS, found
 from safemeta.experiment.plots import groups_of, plot
 from safemeta.experiment.run import CONFIG, RunLog, read_config, read_log
@@ -76,14 +76,7 @@ def report(*runs: Any, out: Path | str | None = None) -> Path:
     path = Path(out) if out is not None else Path(getattr(runs[0], "folder", runs[0])) / FILE
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"A report is saved as .html, not '{path.suffix or path.name}'.")
-    cards = [_card(folder) for folder in folders]
-    page = _render(cards)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page.encode())
-    except OSError as problem:
-        raise writing_failed(problem, path) from problem
-    return path
+    return write_product(path, _render([_card(folder) for folder in folders]).encode())
 
 
 def run_folders(runs: Sequence[Any]) -> list[Path]:

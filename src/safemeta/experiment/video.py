@@ -13,7 +13,7 @@ from safemeta.experiment.config import check_count, check_seed
 from safemeta.experiment.errors import UserError, from_value_error, simulation_failed, writing_failed
 from safemeta.experiment.evaluate import ADAPT_STREAM, MEASURE_STREAM, SAMPLE_STREAM, draw_tasks
 from safemeta.experiment.figures import FAINT, INK, LIMIT_COLOUR, PALETTE, STYLE
-from safemeta.experiment.files import write_atomically
+from safemeta.experiment.files import write_product
 from safemeta.experiment.progress import default
 from safemeta.experiment.recording import Recording, record
 from safemeta.experiment.run import Run, load
@@ -261,8 +261,6 @@ def _save(figure: Any, show: Any, moments: np.ndarray, path: Path, fps: int) -> 
                         writer.grab_frame()
                         before = moment
             content = file.read_bytes()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
     except OSError as problem:
         raise writing_failed(problem, path) from problem
-    return path
+    return write_product(path, content)

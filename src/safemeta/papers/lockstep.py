@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +22,12 @@ from safemeta.experiment.train import Training, reopen
 from safemeta.papers.trials import remove_empty
 
 
-def opened(folder: Path, config: RunConfig, world: Any) -> Run:
+def opened(folder: Path, config: RunConfig) -> Run:
     """The run of that folder at its newest checkpoint, or a new one."""
     if (folder / CONFIG).is_file():
-        return reopen(folder, None, {}, Quiet(), world)
+        return reopen(folder, None, {}, Quiet())
     remove_empty(folder)
-    run = fresh(Path(), config, world)
+    run = fresh(Path(), config)
     run.folder = create_folder(config, folder)
     return run
 

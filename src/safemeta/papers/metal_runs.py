@@ -30,15 +30,6 @@ START_UP = 15.0  # s, mostly compilation
 CARTPOLE = "realworld-cartpole"
 
 
-def world_at(task: str, coefficient: float, horizon: int | None = None) -> Any:
-    """The task with that `safety_coeff`; smaller is stricter."""
-    from safemeta.tasks import cartpole, realworld
-
-    if task == CARTPOLE:
-        return cartpole.world(horizon=horizon, train=cartpole.CartpoleRange(safety_coeff=(coefficient, coefficient)))
-    return realworld.world(task, horizon=horizon, safety_coeff=(coefficient, coefficient))
-
-
 @dataclasses.dataclass(frozen=True)
 class Final:
     """A final policy without noise on fresh episodes: `[episodes]` each; costs are shares of steps."""
@@ -54,18 +45,6 @@ class RobotTrial(Trial):
     coefficient: float = 0.3
     episodes: int = 20
 
-    @property
-    def world(self) -> Any:
-        return world_at(self.task, self.coefficient, self.horizon)
-
-    def config(self) -> Any:
-        """The run's complete configuration; `UserError` if there is no such algorithm, task or option."""
-        from safemeta.experiment.config import TaskConfig
-        from safemeta.experiment.train import resolve
-
-        given = self._given()
-        return resolve({**given, "task": TaskConfig.of(given["task"])}, self.iterations)
-
     def done(self, folder: Path) -> bool:
         """Whether it is trained and measured; `UserError` if the folder holds a run of other settings."""
         return super().done(folder) and self.final(folder) is not None
@@ -75,13 +54,13 @@ class RobotTrial(Trial):
         from safemeta.experiment.run import CONFIG
         from safemeta.experiment.train import train
 
-        given, reporter = self._given(), progress.part(TRAINING_SHARE)
+        reporter = progress.part(TRAINING_SHARE)
         with clipping_is_meant():
             if (folder / CONFIG).is_file():
-                train(resume=folder, task=given["task"], reporter=reporter)
+                train(resume=folder, reporter=reporter)
             else:
                 remove_empty(folder)
-                train(out=folder, iterations=self.iterations, reporter=reporter, **given)
+                train(out=folder, iterations=self.iterations, reporter=reporter, **self._given())
             self.measure(folder)
 
     def measure(self, folder: Path) -> None:
@@ -91,7 +70,7 @@ class RobotTrial(Trial):
         from safemeta.experiment.checkpoint import Checkpoints
         from safemeta.experiment.run import load
 
-        run = load(folder, "last", self.world)
+        run = load(folder, "last")
         task_key, run_key = jax.random.split(jax.random.key(TEST_SEED + self.seed))
         tasks = run.world.sample(task_key, 1, "test")
         found = run.world.measure(run.trained, tasks, run_key, self.episodes)
@@ -113,9 +92,7 @@ class RobotTrial(Trial):
             return None
 
     def _given(self) -> dict[str, Any]:
-        given = super()._given()
-        given.pop("horizon", None)
-        return {**given, "task": self.world}
+        return {**super()._given(), "task_options": {"safety_coeff": self.coefficient}}
 
     def _settings(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient, "episodes": self.episodes, "seed": TEST_SEED + self.seed}
@@ -151,7 +128,7 @@ class Bundle:
         missing, reporter = self._missing(folder), progress.part(TRAINING_SHARE)
         folder.mkdir(exist_ok=True)
         with clipping_is_meant():
-            runs = [opened(folder / trial.name, trial.config(), trial.world) for trial in missing]
+            runs = [opened(folder / trial.name, trial.config()) for trial in missing]
             train_together(runs, reporter)
             reporter = progress.part(1 - TRAINING_SHARE)
             reporter.begin("Measuring", len(missing))
