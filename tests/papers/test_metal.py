@@ -10,15 +10,15 @@ from scipy import stats
 
 from safemeta.experiment import logs
 from safemeta.experiment.evaluate import Interval
+from safemeta.experiment.job_progress import JobProgress
+from safemeta.experiment.lockstep import next_group, opened, train_together
 from safemeta.experiment.run import load, make_world
 from safemeta.experiment.train import train
 from safemeta.papers import metal, metal_claims, metal_plan, registry
 from safemeta.papers.claims import CONTRADICTED, NOT_REPRODUCED, REPRODUCED
-from safemeta.papers.lockstep import next_group, opened, train_together
 from safemeta.papers.metal_plan import CARTPOLE, COEFFICIENTS, METHODS, SOLVABLE, UNSOLVABLE
 from safemeta.papers.metal_runs import Bundle, Final, Reached, RobotGroup, RobotTrial, gather
 from safemeta.papers.plan import Request
-from safemeta.papers.progress import JobProgress
 
 ALL = tuple(registry.get("metal").figures)
 STRICT = 1e-9  # a coefficient at which every position violates

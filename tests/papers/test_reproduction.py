@@ -13,7 +13,8 @@ import pytest
 
 from safemeta.cli import main
 from safemeta.experiment.errors import Interrupted, UserError
-from safemeta.papers import registry, reproduction
+from safemeta.experiment.run import locked
+from safemeta.papers import registry
 from safemeta.papers.plan import Plan, Summary
 from safemeta.papers.reproduction import reproduce
 
@@ -140,7 +141,7 @@ def test_sigterm_ends_the_workers_too(dummy, monkeypatch):
         if share >= 0.5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("safemeta.papers.progress.Display.tell", tell)
+    monkeypatch.setattr("safemeta.experiment.job_progress.Display.tell", tell)
     began = time.monotonic()
     assert main(["reproduce", "dummy", "--out", "r", "--quiet", "--workers", "2"]) == 143
     assert time.monotonic() - began < 50
@@ -149,7 +150,7 @@ def test_sigterm_ends_the_workers_too(dummy, monkeypatch):
 def test_two_processes_cannot_reproduce_in_one_folder(dummy, monkeypatch):
     counting(dummy, monkeypatch, (dummy.Count("0"),))
     Path("r").mkdir()
-    with reproduction._locked(Path("r")), pytest.raises(UserError, match="Another process") as refused:
+    with locked(Path("r")), pytest.raises(UserError, match="Another process") as refused:
         reproduce("dummy", out="r", quiet=True)
     assert refused.value.exit_code == 1
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,18 @@ def create_folder(config: RunConfig, out: Path | str | None) -> Path:
     return folder
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove the folders that a run leaves if it is killed before it has written its configuration."""
+    if folder.is_dir():
+        for part in [*folder.iterdir(), folder]:
+            try:
+                part.rmdir()
+            except OSError as problem:
+                raise UserError(
+                    f"'{folder}' is in the way and is no run; remove it or choose another --out."
+                ) from problem
+
+
 def read_config(folder: Path | str) -> RunConfig:
     """The configuration of an existing run; `UserError` if `folder` is none."""
     folder = Path(folder)
@@ -231,22 +244,29 @@ def load(folder: Path | str, checkpoint: str = "auto", world: Any = None) -> Run
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep two processes from training the same run. The system frees the lock of a process that dies."""
+def locked(folder: Path, doing: str = "training the run", patience: float = 0.0) -> Iterator[None]:
+    """Keep two processes from working on the same folder. The system frees the lock of a process that dies.
+
+    `doing` completes the sentence "Another process is ..."; it comes after `patience` seconds of waiting.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: no such lock
         yield
         return
     handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    begun = time.monotonic()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as problem:
-        os.close(handle)
-        raise UserError(f"Another process is training the run '{folder}'.", exit_code=1) from problem
-    except OSError:
-        pass  # file systems without locks
-    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as problem:
+                if time.monotonic() - begun >= patience:
+                    raise UserError(f"Another process is {doing} '{folder}'.", exit_code=1) from problem
+                time.sleep(0.1)
+            except OSError:
+                break  # file systems without locks
         yield
     finally:
         os.close(handle)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safemeta.experiment.files import write_atomically, write_json
+from safemeta.experiment.jobs import Progress
 from safemeta.papers.groups import Curve, Group
-from safemeta.papers.plan import Progress
-from safemeta.papers.trials import TEST_SEED, TRAINING_SHARE, Trial, remove_empty
+from safemeta.papers.trials import TEST_SEED, TRAINING_SHARE, Trial
 
 FILE, ARRAYS = "watched.json", "watched.npz"
 WITH_INDEX = ("fac", "fac-sis")
@@ -61,7 +61,7 @@ class WatchedTrial(Trial):
 
     def work(self, folder: Path, progress: Progress) -> None:
         """Train, or go on training, then watch."""
-        from safemeta.experiment.run import CONFIG, load
+        from safemeta.experiment.run import CONFIG, load, remove_empty
         from safemeta.experiment.train import train
 
         given = self._given()

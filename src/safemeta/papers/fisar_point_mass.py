@@ -10,7 +10,7 @@ import numpy as np
 
 from safemeta.experiment.evaluate import FILE as EVALUATION
 from safemeta.experiment.evaluate import Interval
-from safemeta.papers.plan import Progress
+from safemeta.experiment.jobs import Progress
 from safemeta.papers.trials import Trial
 
 TASK = "point-mass"

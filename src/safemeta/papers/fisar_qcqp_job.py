@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from safemeta.experiment.evaluate import Interval
 from safemeta.experiment.files import write_json
+from safemeta.experiment.jobs import Progress
 from safemeta.experiment.statistics import bootstrap_columns
-from safemeta.papers.plan import Progress
 from safemeta.solvers.projection import ProjectionMetric
 
 FILE = "result.json"

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safemeta.experiment.files import write_json
+from safemeta.experiment.jobs import Progress
 from safemeta.papers.groups import Group
-from safemeta.papers.plan import Progress
-from safemeta.papers.trials import TEST_SEED, Trial, remove_empty
+from safemeta.papers.trials import TEST_SEED, Trial
 
 FILE = "final.json"
 EPISODES = 8  # of an iteration: `tasks` x `episodes` of all runs here
@@ -51,7 +51,7 @@ class RobotTrial(Trial):
 
     def work(self, folder: Path, progress: Progress) -> None:
         """Train, or go on training, then measure."""
-        from safemeta.experiment.run import CONFIG
+        from safemeta.experiment.run import CONFIG, remove_empty
         from safemeta.experiment.train import train
 
         reporter = progress.part(TRAINING_SHARE)
@@ -123,7 +123,7 @@ class Bundle:
 
     def work(self, folder: Path, progress: Progress) -> None:
         """Train what is missing, or go on with it, then measure."""
-        from safemeta.papers.lockstep import opened, train_together
+        from safemeta.experiment.lockstep import opened, train_together
 
         missing, reporter = self._missing(folder), progress.part(TRAINING_SHARE)
         folder.mkdir(exist_ok=True)

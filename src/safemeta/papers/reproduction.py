@@ -1,6 +1,5 @@
 """Carrying out a plan: what is done is skipped, what broke off goes on, and a summary ends it."""
 
-import contextlib
 import dataclasses
 import shlex
 from collections.abc import Sequence
@@ -9,11 +8,12 @@ from typing import Any
 
 from safemeta.experiment.config import check_count, check_seed
 from safemeta.experiment.errors import Interrupted, UserError, writing_failed
+from safemeta.experiment.job_progress import Display, JobProgress, choose
+from safemeta.experiment.jobs import Job, carrying_out, reason
 from safemeta.papers import claims, tables
-from safemeta.papers.plan import Job, Request, Summary
-from safemeta.papers.progress import Display, JobProgress, choose
+from safemeta.papers.plan import Request, Summary
 from safemeta.papers.registry import Paper, check_budget, get
-from safemeta.papers.workers import reason, work_in_processes
+from safemeta.papers.workers import work_in_processes
 
 RUNS = "runs"
 
@@ -97,19 +97,11 @@ def _pending(jobs: Sequence[Job], runs: Path) -> dict[str, Job]:
 def _carry_out(pending: dict[str, Job], folder: Path, display: Display, workers: int, command: str) -> dict[str, str]:
     """Do all pending jobs; names of those that failed, with the reason."""
     runs = folder / RUNS
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if workers > 1 and len(pending) > 1:
-                return work_in_processes(pending, runs, display, workers)
-            return work_here(pending, runs, display)
-    except KeyboardInterrupt as problem:
-        raise Interrupted(f"Stopped; what is done is kept. Go on with: {command}", exit_code=130) from problem
-    except Interrupted as problem:
-        sentence = f"Stopped; what is done is kept. Go on with: {command}"
-        raise Interrupted(sentence, exit_code=problem.exit_code) from problem
-    except OSError as problem:
-        raise writing_failed(problem, folder) from problem
+    with carrying_out(folder, "reproducing in", command):
+        runs.mkdir(exist_ok=True)
+        if workers > 1 and len(pending) > 1:
+            return work_in_processes(pending, runs, display, workers)
+        return work_here(pending, runs, display)
 
 
 def work_here(pending: dict[str, Job], runs: Path, display: Display) -> dict[str, str]:
@@ -134,22 +126,6 @@ def work_here(pending: dict[str, Job], runs: Path, display: Display) -> dict[str
             display.note(f"{name} failed: {failed[name]}")
         display.tell(name, 1.0, "failed" if name in failed else "done")
     return failed
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Any:
-    """Two reproductions must not work on the same folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such lock
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise UserError(f"Another process is reproducing in '{folder}'.", exit_code=1) from problem
-        yield
 
 
 def _command(entry: Paper, figure: str | None, request: Request, out: Path | str | None, workers: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from safemeta.experiment.errors import UserError, writing_failed
 from safemeta.experiment.files import write_atomically, write_json
-from safemeta.papers.plan import Progress
+from safemeta.experiment.jobs import Progress
 
 JUDGED = "judged"
 TEST_SEED = 1000  # the judging seed of training seed i is this plus i: other tasks for each, the same for all methods
@@ -80,7 +80,7 @@ class Trial:
 
     def work(self, folder: Path, progress: Progress) -> None:
         """Train, or go on training, then make the judgements that are missing."""
-        from safemeta.experiment.run import CONFIG, load
+        from safemeta.experiment.run import CONFIG, load, remove_empty
         from safemeta.experiment.train import train
 
         reporter = progress.part(TRAINING_SHARE)
@@ -166,18 +166,6 @@ class Timed:
         found = jax.block_until_ready(self.algorithm.adapt(state, world, tasks, key, steps))
         self.seconds = time.perf_counter() - began
         return found
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove the folders that a run leaves if it is killed before it has written its configuration."""
-    if folder.is_dir():
-        for part in [*folder.iterdir(), folder]:
-            try:
-                part.rmdir()
-            except OSError as problem:
-                raise UserError(
-                    f"'{folder}' is in the way and is no run; remove it or choose another --out."
-                ) from problem
 
 
 def _settings(judgement: Judgement, seed: int) -> dict[str, Any]:

@@ -4,13 +4,12 @@ import multiprocessing
 import os
 import queue
 import signal
-import traceback
 from pathlib import Path
 from typing import Any
 
-from safemeta.experiment.errors import Interrupted, UserError
-from safemeta.papers.plan import Job
-from safemeta.papers.progress import Display, JobProgress
+from safemeta.experiment.errors import Interrupted
+from safemeta.experiment.job_progress import Display, JobProgress
+from safemeta.experiment.jobs import Job, reason
 
 PATIENCE = 60.0  # seconds that a stopped worker has to save its state
 
@@ -96,15 +95,6 @@ def _work(job: Job, folder: Path, messages: Any) -> None:
     except Exception as problem:
         messages.put((job.name, None, reason(problem)))
         _leave(messages, 1)
-
-
-def reason(problem: Exception) -> str:
-    """Why a job failed, in one sentence."""
-    if isinstance(problem, UserError):
-        return str(problem)
-    if os.environ.get("SAFEMETA_DEBUG") == "1":
-        traceback.print_exception(problem)
-    return f"Unexpected {type(problem).__name__}: {' '.join(str(problem).split())[:300] or 'no reason given'}."
 
 
 def _leave(messages: Any, code: int) -> None:

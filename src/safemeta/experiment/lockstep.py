@@ -1,25 +1,28 @@
 """Runs of the same settings trained side by side in one compiled program, each in a folder of its own as ever.
 
 Seeds and tasks differ, nothing else. What a run leaves is what `safemeta train` would leave, but for rounding. Runs
-that were stopped at different iterations go on together as soon as those that are behind have caught up.
+that were killed go on from the newest checkpoint that all have, so that they end as if they had not been, bit for bit.
+Those that are further apart than that go on together as soon as those that are behind have caught up.
 """
 
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from safemeta.algorithms.off_policy import OffPolicyAlgorithm
 from safemeta.algorithms.vmapped import VmappedRuns
+from safemeta.experiment.checkpoint import Checkpoints, restore
 from safemeta.experiment.config import RunConfig
-from safemeta.experiment.errors import Interrupted
+from safemeta.experiment.errors import Interrupted, UserError
 from safemeta.experiment.progress import Quiet, Reporter
-from safemeta.experiment.run import CONFIG, Run, create_folder, fresh, locked
+from safemeta.experiment.run import CONFIG, Run, create_folder, fresh, locked, remove_empty
 from safemeta.experiment.signals import StopSignals
 from safemeta.experiment.train import Training, reopen
-from safemeta.papers.trials import remove_empty
 
 
 def opened(folder: Path, config: RunConfig) -> Run:
@@ -32,6 +35,42 @@ def opened(folder: Path, config: RunConfig) -> Run:
     return run
 
 
+def can_be_trained_together(algorithm: Any, world: Any) -> bool:
+    """Whether runs of these share a program: off-policy learners do, where tasks are stepped in compiled code."""
+    compiled = world.functional and not getattr(world, "on_host", False)
+    return compiled and isinstance(algorithm, OffPolicyAlgorithm)
+
+
+def level(runs: Sequence[Run]) -> None:
+    """Take those that are ahead back to where the last one is, if one interval of checkpoints is all that is lost.
+
+    A process that is killed while it saves its runs leaves some a checkpoint ahead. If these waited for the others, the
+    others would go on without them, in another program, which rounds differently.
+    """
+    goal = min(run.iteration for run in runs)
+    ahead = [run for run in runs if run.iteration > goal]
+    if any(run.iteration - goal > run.config.checkpoint_every for run in ahead):
+        return
+    try:
+        found = [_at(run, goal) for run in ahead]
+    except UserError:
+        return
+    for run, (state, best_score) in zip(ahead, found, strict=True):
+        run.state, run.iteration, run.best_score = state, goal, best_score
+        checkpoints = Checkpoints(run.folder / "checkpoints")
+        for later in checkpoints.iterations():
+            if later > goal:  # else it would count among those that are kept
+                checkpoints.path(later).unlink()
+
+
+def _at(run: Run, iteration: int) -> tuple[Any, float | None]:
+    """The run's state and best score at an earlier iteration; `UserError` if it has no such checkpoint."""
+    if iteration == 0:
+        return fresh(run.folder, run.config, run.world if run.config.task.own else None).state, None
+    state, header = restore(Checkpoints(run.folder / "checkpoints").path(iteration), run.state)
+    return state, header.get("best_score")
+
+
 def train_together(runs: Sequence[Run], reporter: Reporter) -> None:
     """All runs to their ends; whatever stops one stops all, and all whole states are saved."""
     if len({(run.config.algorithm, run.config.options, run.config.iterations) for run in runs}) > 1:
@@ -39,6 +78,7 @@ def train_together(runs: Sequence[Run], reporter: Reporter) -> None:
     with contextlib.ExitStack() as stack, StopSignals() as signals:
         for run in runs:
             stack.enter_context(locked(run.folder))
+        level(runs)
         trainings = [Training(run, Quiet(), signals) for run in runs]
         for each in trainings:
             stack.enter_context(contextlib.closing(each.logs))

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from safemeta.papers import progress
-from safemeta.papers.progress import Display, JobProgress
+from safemeta.experiment import job_progress
+from safemeta.experiment.job_progress import Display, JobProgress
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_parts_of_a_job_add_up():
 
 
 def test_quiet_shows_nothing(capsys):
-    shown = progress.choose(True, {"a": 1.0}, set())
+    shown = job_progress.choose(True, {"a": 1.0}, set())
     shown.tell("a", 1.0, "done")
     shown.note("a note")
     shown.close()
