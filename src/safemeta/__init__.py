@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from safemeta.experiment.export import export
     from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
+    from safemeta.sim.own_functional import functional_world
     from safemeta.sim.own_world import gymnasium_world
     from safemeta.tasks.registry import make
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_costs",
     "evaluate",
     "export",
+    "functional_world",
     "gymnasium_world",
     "load",
     "load_policy",
@@ -43,6 +45,7 @@ _HOMES = {
     "check_costs": "safemeta.sim.cost_check",
     "evaluate": "safemeta.experiment",
     "export": "safemeta.experiment.export",
+    "functional_world": "safemeta.sim.own_functional",
     "gymnasium_world": "safemeta.sim.own_world",
     "load": "safemeta.experiment",
     "load_policy": "safemeta.deployed",
