@@ -1,5 +1,10 @@
 """Users' Gymnasium environments: rows against plain loops, where costs come from, and what may go wrong."""
 
+import itertools
+import sys
+import threading
+import time
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -12,8 +17,11 @@ from toy_policies import Noisy
 
 from safemeta.core import Tasks
 from safemeta.sim.cost_check import check_costs
-from safemeta.sim.failures import SimulationError, pending
+from safemeta.sim.cost_reader import CostReader
+from safemeta.sim.failures import SimulationError, pending, raise_pending
+from safemeta.sim.gymnasium import Host
 from safemeta.sim.own_world import gymnasium_world
+from safemeta.sim.watched import Overdue, watched
 
 HORIZON, EPISODES = 6, 2
 EDGES = {"edge": (0.9, 0.2)}
@@ -209,6 +217,72 @@ def test_failures_at_reset_and_inside_jit_are_kept_and_a_diverged_policy_is_no_f
         world.collect(Noisy(jnp.array(jnp.nan)), tasks[:1], jax.random.key(0), EPISODES)
 
 
+class Hanging(Slide):
+    """Does not come back from a call where the edge is above 0.6, until it is let go."""
+
+    let_go = threading.Event()
+    where = ""
+
+    def reset(self, **given):
+        self.hang("reset")
+        return super().reset(**given)
+
+    def step(self, action):
+        self.hang("step")
+        return super().step(action)
+
+    def hang(self, where):
+        if where == self.where and self.edge > 0.6:
+            self.let_go.wait()
+
+
+@pytest.mark.parametrize(("where", "when"), [("reset", "at reset"), ("step", "at step 2")])
+def test_what_hangs_is_given_up_after_the_time_out(where, when, monkeypatch):
+    made = []
+
+    def make(parameters):
+        made.append(Hanging(**parameters))
+        return made[-1]
+
+    space = Slide().observation_space
+    host = Host(make, CostReader(("cost",)), space, Slide().action_space, timeout=0.3)
+    edges, seeds = {"edge": np.array([0.5, 0.7, 0.5])}, [1, 2, 3]
+    monkeypatch.setattr(Hanging, "where", where if where == "reset" else "")
+    number, first = host.start(edges, seeds, 1)
+    if where == "step":
+        assert np.isfinite(first).all()
+        assert np.isfinite(host.advance(number, np.zeros((3, 1)), np.ones(3, bool)).observation).all()
+        monkeypatch.setattr(Hanging, "where", where)
+    began = time.monotonic()
+    step = host.advance(number, np.zeros((3, 1)), np.ones(3, bool))
+    assert time.monotonic() - began < 5
+    assert np.isnan(step.observation).all()
+    assert np.isnan(step.costs).all()
+    assert np.isnan(host.start(edges, seeds, 1)[1]).all()  # and nobody is asked again before it is told
+    assert len(made) == (2 if where == "reset" else 3)
+    Hanging.let_go.set()  # what comes back too late changes nothing
+    sentence = rf"the environment of task 1 \(edge 0.7\), episode 0, failed {when}: it has not answered for 0.3 s$"
+    with pytest.raises(SimulationError, match=sentence):
+        raise_pending()
+    Hanging.let_go.clear()
+    host.finish(number)
+    monkeypatch.setattr(Hanging, "where", "")
+    number, first = host.start(edges, seeds, 1)
+    assert np.isfinite(first).all()
+    assert pending() is None
+
+
+def test_a_call_is_overdue_only_if_nothing_moves():
+    moved = itertools.count()
+    assert watched(lambda: time.sleep(0.3) or 7, 0.1, lambda: next(moved)) == 7
+    with pytest.raises(Overdue, match=r"it has not answered for 0\.1 s"):
+        watched(lambda: time.sleep(0.5), 0.1)
+    with pytest.raises(SystemExit):
+        watched(lambda: sys.exit(3), 5)
+    assert watched(threading.current_thread, None) is threading.current_thread()
+    assert watched(threading.current_thread, 5) is watched(threading.current_thread, 5)
+
+
 class Discrete(Slide):
     def __init__(self):
         super().__init__()
@@ -228,6 +302,8 @@ class Discrete(Slide):
         (Slide, {"limits": -1}, "a limit must be a number that is zero or more, not -1"),
         (Slide, {"horizon": 0}, "horizon must be a whole number of at least 1 step, not 0"),
         (Slide, {"discount": 0}, "discount must be above 0"),
+        (Slide, {"timeout": 0}, "timeout must be a number of seconds above 0, or None for no limit, not 0"),
+        (lambda: time.sleep(0.5), {"timeout": 0.1}, "failed when it was tried: it has not answered for 0.1 s"),
         (Slide, {"tasks": {"edge": (3, float("nan"))}}, "the range of 'edge' must be two numbers"),
         (Slide, {"tasks": EDGES, "test_tasks": {"ege": (0, 1)}}, "test_tasks must name the same parameters"),
         (Slide, {"cost": lambda *_: np.zeros((2, 2))}, "is not a number but a ndarray of shape"),

@@ -17,6 +17,7 @@ from typing import IO, Any
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 EVENTS = "tensorboard"
+TAIL = 2**16  # bytes, more than a line has
 
 Scalars = Mapping[str, float | int | bool]
 
@@ -27,9 +28,11 @@ class RunLogs:
     def __init__(self, folder: Path, iteration: int):
         self.complete = cut(folder / METRICS, iteration) == iteration
         cut(folder / TIMING, iteration)
-        self._metrics: IO[str] = _appending(folder / METRICS)
-        self._timing: IO[str] = _appending(folder / TIMING)
-        self._events = _events(folder / EVENTS, iteration)
+        with contextlib.ExitStack() as opened:
+            self._metrics: IO[str] = opened.enter_context(_appending(folder / METRICS))
+            self._timing: IO[str] = opened.enter_context(_appending(folder / TIMING))
+            self._events = _events(folder / EVENTS, iteration)
+            opened.pop_all()
 
     def write(self, iteration: int, metrics: Scalars, seconds: float) -> None:
         """Append one iteration. Metrics must be finite."""
@@ -47,7 +50,8 @@ class RunLogs:
 
     def close(self) -> None:
         """Close all files; a full disk is no reason to leave one open."""
-        for file in (self._metrics, self._timing, self._events):
+        # The writer of events closes its file only after it could write to it; its file itself always closes.
+        for file in (self._metrics, self._timing, self._events, self._events._py_recordio_writer):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -94,6 +98,18 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return [line for line in found if isinstance(line, dict)]
+
+
+def last(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSON-lines file that may still be written to; {} if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+        found = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _iteration_of(line: bytes) -> Any:

@@ -288,20 +288,19 @@ class Training:
             ) from (fault if isinstance(fault, Exception) else None)
         scalars = {"environment_steps": self.steps * number, **scalars}
         self.logs.write(number, scalars, seconds)
+        self.keep_best(state, number, scalars.get(SCORE))  # if this fails, the iteration is done again
         run.state, run.iteration = state, number
-        self.keep_best(scalars.get(SCORE))
         if number % run.config.checkpoint_every == 0:
             self.save()
         self.reporter.advance(number, {"iteration": number, **scalars})
 
-    def keep_best(self, score: float | None) -> None:
-        """Save the state under its own name whenever the metric `score` (higher is better) reaches a new height."""
+    def keep_best(self, state: Any, iteration: int, score: float | None) -> None:
+        """Save a state under its own name whenever the metric `score` (higher is better) reaches a new height."""
         from safemeta.experiment.checkpoint import save
 
-        run = self.run
-        if score is not None and (run.best_score is None or score > run.best_score):
-            run.best_score = score
-            save(self.checkpoints.best, run.state, iteration=run.iteration, best_score=score)
+        if score is not None and (self.run.best_score is None or score > self.run.best_score):
+            save(self.checkpoints.best, state, iteration=iteration, best_score=score)
+            self.run.best_score = score
 
     def save(self) -> None:
         """A checkpoint of the current state, unless it has one. The logs come first: they must not lag behind."""

@@ -28,6 +28,12 @@ def pending() -> SimulationError | None:
     return found
 
 
+def is_pending() -> bool:
+    """Whether an error waits to be raised; it stays."""
+    with _lock:
+        return bool(_pending)
+
+
 def raise_pending() -> None:
     """Raise what is `pending`."""
     error = pending()

@@ -2,7 +2,8 @@
 
 Each row has an environment instance to itself for the length of its episode. One control step of all rows is one
 callback that steps those that have not ended, one after the other. An environment that raises, or returns what cannot
-be learned from, is reported (`failures.py`) with its task, episode and step, and all rows show NaN from there on.
+be learned from, or does not answer in time (`watched.py`), is reported (`failures.py`) with its task, episode and step,
+and all rows show NaN from there on.
 """
 
 import inspect
@@ -11,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import gymnasium
@@ -24,13 +25,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from safemeta.core import Signals
 from safemeta.sim.cost_reader import CostError, CostReader, number, unpack
-from safemeta.sim.failures import SimulationError, report
+from safemeta.sim.failures import SimulationError, is_pending, report
 from safemeta.sim.step import Parameters, Step
+from safemeta.sim.watched import Overdue, watched
 
 IDLE = 500  # environment instances that are kept for later episodes
+TIMEOUT = 60.0  # seconds that an environment may take to be made, to be reset, or for a step
 
 # A Gymnasium id, or a function of the task's parameters (of nothing, where there is one task only)
 EnvMaker = str | Callable[..., Any]
+Result = TypeVar("Result")
 
 
 class GymnasiumState(eqx.Module):
@@ -127,6 +131,7 @@ class Session:
 
     rows: list[Row]
     steps: int = 0
+    at: int = 0  # the row that is being reset or stepped
     failed: bool = False
 
 
@@ -145,13 +150,15 @@ class StepOfRows:
 class Host:
     """Makes environments, keeps them between episodes, and steps them. All of it happens outside of JAX.
 
-    An instance is used again for the same task; one with a method `set_task(parameters)` for every task.
+    An instance is used again for the same task; one with a method `set_task(parameters)` for every task. `timeout` is
+    in seconds, for each call of an instance; None is no limit.
     """
 
     make_env: EnvMaker
     costs: CostReader
     observation_space: spaces.Space
     action_space: spaces.Box
+    timeout: float | int | None = TIMEOUT
     _idle: "OrderedDict[tuple[Any, ...], list[Any]]" = field(default_factory=OrderedDict)
     _sessions: dict[int, Session] = field(default_factory=dict)
     _opened: int = 0
@@ -163,51 +170,77 @@ class Host:
 
     def start(self, parameters: Mapping[str, Any], seeds: Any, episodes: int) -> tuple[int, np.ndarray]:
         """Begin an episode in each row: the session's number and the first observations."""
-        seeds = np.asarray(seeds)
         columns = {name: np.asarray(values) for name, values in parameters.items()}
-        session = Session([])
-        first = np.full((len(seeds), self.observation_size), np.nan)
-        for index, seed in enumerate(seeds.tolist()):
-            own = {name: values[index].tolist() for name, values in columns.items()}
-            row = Row(_row_name(index, episodes, own), tuple(sorted((name, str(value)) for name, value in own.items())))
-            session.rows.append(row)
-            if session.failed:
-                continue
-            try:
-                row.env = self._taken(row, own)
-                row.observation, _ = row.env.reset(seed=seed)
-                first[index] = self._flat(row.observation)
-            except Exception as problem:
-                self._fail(session, row, problem)
+        own = [{name: values[row].tolist() for name, values in columns.items()} for row in range(len(seeds))]
+        session = Session(
+            [Row(_row_name(index, episodes, each), _pool_name(each)) for index, each in enumerate(own)],
+            failed=is_pending(),  # the run has come to its end already: nothing more is asked of what may hang again
+        )
+
+        def reset_all() -> np.ndarray:
+            first = np.full((len(own), self.observation_size), np.nan)
+            for index, seed in enumerate(np.asarray(seeds).tolist()):
+                if session.failed:
+                    break
+                session.at, row = index, session.rows[index]
+                try:
+                    row.env = self._taken(row, own[index])
+                    row.observation, _ = row.env.reset(seed=seed)
+                    first[index] = self.flat(row.observation)
+                except (Exception, SystemExit) as problem:
+                    self._fail(session, problem)
+            return first
+
+        first = self._watched(session, reset_all)
         with self._lock:
             self._opened += 1
             number = self._opened
             self._sessions[number] = session
-        return number, first
+        return number, np.full((len(own), self.observation_size), np.nan) if first is None else first
 
     def advance(self, number: int, action: np.ndarray, alive: np.ndarray) -> StepOfRows:
         """One control step of the rows that are alive; NaN everywhere once anything has failed."""
         session = self._sessions[number]
         session.steps += 1
+
+        def step_all() -> StepOfRows:
+            found = self._nothing(session)
+            for index in np.flatnonzero(alive).tolist():
+                if session.failed:
+                    break
+                session.at = index
+                try:
+                    self._step(session.rows[index], action[index], found, index)
+                except (Exception, SystemExit) as problem:
+                    self._fail(session, problem)
+            return found
+
+        found = self._watched(session, step_all) or self._nothing(session)
+        if session.failed:
+            for leaf in (found.observation, found.reward, found.costs):
+                leaf[:] = np.nan
+        return found
+
+    def _nothing(self, session: Session) -> StepOfRows:
+        """A control step in which nothing has happened."""
         rows, costs = len(session.rows), len(self.costs.names)
-        found = StepOfRows(
+        return StepOfRows(
             np.zeros((rows, self.observation_size)),
             np.zeros(rows),
             np.zeros((rows, costs)),
             np.zeros(rows, bool),
             np.zeros(rows, bool),
         )
-        for index in np.flatnonzero(alive).tolist():
-            if session.failed:
-                break
-            try:
-                self._step(session.rows[index], action[index], found, index)
-            except Exception as problem:
-                self._fail(session, session.rows[index], problem)
+
+    def _watched(self, session: Session, work: Callable[[], Result]) -> Result | None:
+        """What `work` returns; None if a row did not answer in time, or nothing is to be done any more."""
         if session.failed:
-            for leaf in (found.observation, found.reward, found.costs):
-                leaf[:] = np.nan
-        return found
+            return None
+        try:
+            return watched(work, self.timeout, lambda: session.at)
+        except Overdue as problem:
+            self._fail(session, problem)
+            return None
 
     def finish(self, number: int) -> None:
         """End a session: its environments may be used by the next, the oldest of too many are closed."""
@@ -216,16 +249,18 @@ class Host:
         with self._lock:
             for row in session.rows:
                 if row.env is not None:
-                    pool = self._pool(row)
-                    self._idle.setdefault(pool, []).append(row.env)
-                    self._idle.move_to_end(pool)
+                    self._idle.setdefault(row.pool, []).append(row.env)
+                    self._idle.move_to_end(row.pool)
             for _ in range(sum(map(len, self._idle.values())) - IDLE):
                 pool = next(iter(self._idle))
                 surplus.append(self._idle[pool].pop())
                 if not self._idle[pool]:
                     del self._idle[pool]
         for env in surplus:
-            env.close()
+            try:
+                watched(env.close, self.timeout)
+            except (Exception, SystemExit) as problem:
+                report(SimulationError(f"an environment failed when it was closed: {reason(problem)}"))
 
     def _step(self, row: Row, action: np.ndarray, found: StepOfRows, index: int) -> None:
         """One step of one row, written into `found`."""
@@ -236,12 +271,12 @@ class Host:
         outcome = unpack(row.env.step(given))
         found.costs[index] = self.costs.read(row.observation, given, outcome)
         found.reward[index] = number(outcome.reward, "the reward")
-        found.observation[index] = self._flat(outcome.observation)
+        found.observation[index] = self.flat(outcome.observation)
         found.terminated[index] = outcome.terminated
         found.truncated[index] = outcome.truncated and not outcome.terminated
         row.observation = outcome.observation
 
-    def _flat(self, observation: Any) -> np.ndarray:
+    def flat(self, observation: Any) -> np.ndarray:
         """The observation as one row of finite numbers."""
         if isinstance(self.observation_space, spaces.Box):
             flat = np.array(observation, float).ravel()
@@ -261,13 +296,14 @@ class Host:
         env = make(self.make_env, parameters) if env is None else env
         if hasattr(env.unwrapped, "set_task"):
             env.unwrapped.set_task(parameters)
+            row.pool = ()
         return env
 
-    def _pool(self, row: Row) -> tuple[Any, ...]:
-        return () if hasattr(row.env.unwrapped, "set_task") else row.pool
-
-    def _fail(self, session: Session, row: Row, problem: Exception) -> None:
+    def _fail(self, session: Session, problem: BaseException) -> None:
         """Report the first failure of a session; the environment is not used again."""
+        if session.failed:  # what was overdue has answered after all
+            return
+        row = session.rows[session.at]
         session.failed, row.env = True, None
         when = f"at step {session.steps}" if session.steps else "at reset"
         error = SimulationError(f"the environment of {row.name} failed {when}: {reason(problem)}")
@@ -284,11 +320,12 @@ def make(make_env: EnvMaker, parameters: dict[str, Any]) -> Any:
     return make_env()
 
 
-def reason(problem: Exception) -> str:
+def reason(problem: BaseException) -> str:
     """An exception in a few words, on one line."""
     text = " ".join(str(problem).split()).rstrip(".")
     text = text if len(text) <= 300 else text[:297] + "..."
-    return text if isinstance(problem, CostError) else f"{type(problem).__name__}{': ' if text else ''}{text}"
+    said = isinstance(problem, CostError | Overdue)  # in words of ours
+    return text if said else f"{type(problem).__name__}{': ' if text else ''}{text}"
 
 
 def _needs_something(function: Callable[..., Any]) -> bool:
@@ -298,6 +335,10 @@ def _needs_something(function: Callable[..., Any]) -> bool:
         return True
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     return any(each.default is each.empty for each in positional)
+
+
+def _pool_name(parameters: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(sorted((name, str(value)) for name, value in parameters.items()))
 
 
 def _row_name(index: int, episodes: int, parameters: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from safemeta.core import CMDP, Tasks
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.cost_reader import CostError, CostFunction, CostReader, default_names, named_costs, unpack
-from safemeta.sim.gymnasium import EnvMaker, GymnasiumSimulator, Host, make, reason
+from safemeta.sim.gymnasium import TIMEOUT, EnvMaker, GymnasiumSimulator, Host, make, reason
 from safemeta.sim.step import Family
+from safemeta.sim.watched import check_timeout, watched
 
 SPLITS = ("train", "validation", "test")
 LIMIT_UNITS = ("discounted", "undiscounted", "per_step")
@@ -79,6 +80,7 @@ def gymnasium_world(
     test_tasks: Ranges | None = None,
     discount: Number = 0.99,
     limit_on: LimitOn = "discounted",
+    timeout: Number | None = TIMEOUT,
     name: str | None = None,
 ) -> OwnWorld:
     """The world of a Gymnasium environment with costs.
@@ -91,7 +93,8 @@ def gymnasium_world(
     `cost(observation, action, next_observation, info)`, which returns one number or several; `cost_names` chooses and
     orders them. `limits` holds for all costs, or is given for each, in their order or by name. `limit_on` says what a
     limit bounds, see `safemeta.core.CMDP`. Episodes have at most `horizon` steps; an environment that truncates itself
-    ends earlier.
+    ends earlier. An environment that takes longer than `timeout` seconds to be made, to be reset or for a step is taken
+    to hang, which ends what is being computed with a sentence; None waits for ever.
 
     One environment is made and stepped once to see what it is like. Raises `ValueError` where it has no usable cost or
     no box of actions, and where a number makes no sense.
@@ -102,13 +105,14 @@ def gymnasium_world(
         raise ValueError(f"limit_on must be one of {', '.join(LIMIT_UNITS)}, not {limit_on!r}")
     if not 0 < discount <= 1:
         raise ValueError(f"discount must be above 0 and at most 1, not {discount}")
+    check_timeout(timeout)
     ready = tasks if tasks is not None and not isinstance(tasks, Mapping) else None
     train = _spans(tasks if isinstance(tasks, Mapping) else {})
     test = train if test_tasks is None else _spans(test_tasks)
     if [span[0] for span in test] != [span[0] for span in train]:
         raise ValueError("test_tasks must name the same parameters as tasks, in the same order")
     first = _first_parameters(ready, train)
-    host, called = _seen(make_env, first, cost, None if cost_names is None else tuple(cost_names))
+    host, called = _seen(make_env, first, cost, None if cost_names is None else tuple(cost_names), timeout)
     bounds = _limits(limits, host.costs.names)
     cmdp = CMDP(
         observation_size=host.observation_size,
@@ -142,27 +146,32 @@ def _first_parameters(family: Family | None, train: tuple[Span, ...]) -> dict[st
 
 
 def _seen(
-    make_env: EnvMaker, parameters: dict[str, Any], cost: CostFunction | None, names: tuple[str, ...] | None
+    make_env: EnvMaker,
+    parameters: dict[str, Any],
+    cost: CostFunction | None,
+    names: tuple[str, ...] | None,
+    timeout: Number | None,
 ) -> tuple[Host, str]:
     """What makes and steps the environments, after a look at one of them, and its name."""
     try:
-        env = make(make_env, parameters)
+        env = watched(lambda: make(make_env, parameters), timeout)
         if hasattr(env.unwrapped, "set_task"):
-            env.unwrapped.set_task(parameters)
-        before, _ = env.reset(seed=0)
+            watched(lambda: env.unwrapped.set_task(parameters), timeout)
+        before, _ = watched(lambda: env.reset(seed=0), timeout)
         action_space = _box(env.action_space)
         env.action_space.seed(0)
         action = env.action_space.sample()
-        outcome = unpack(env.step(action))
+        outcome = unpack(watched(lambda: env.step(action), timeout))
         reader = CostReader(names or default_names(named_costs(cost, before, action, outcome)), cost)
         reader.read(before, action, outcome)
-        host = Host(make_env, reader, env.observation_space, action_space)
-        _ = host.observation_size  # raises where the observation cannot be flattened
+        host = Host(make_env, reader, env.observation_space, action_space, timeout)
+        for observation in (before, outcome.observation):
+            host.flat(observation)
         called = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        env.close()
+        watched(env.close, timeout)
     except CostError as problem:
         raise ValueError(f"the environment cannot be trained on: {problem}") from problem
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ValueError(f"the environment failed when it was tried: {reason(problem)}") from problem
     return host, called
 
