@@ -22,6 +22,7 @@ from safemeta.experiment.options import (
     ListOptions,
     PlotOptions,
     ReportOptions,
+    SweepOptions,
     TrainOptions,
     VideoOptions,
 )
@@ -36,6 +37,7 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta video RUN [options]           film an episode of a policy on an unseen task
        safemeta export RUN [options]          the policy for deployment: plain NumPy or ONNX
        safemeta report RUN... [options]       one page about runs, with all pictures in it, to read offline
+       safemeta sweep FILE [options]          algorithms x tasks x seeds x settings, on Ray; goes on if stopped
        safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
        safemeta list [--json]                 algorithms, tasks and papers
 
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     commands = {
         "train": _train, "adapt": _adapt, "evaluate": _evaluate, "certify": _certify, "plot": _plot, "video": _video,
-        "export": _export, "report": _report, "reproduce": _reproduce, "list": _list,
+        "export": _export, "report": _report, "sweep": _sweep, "reproduce": _reproduce, "list": _list,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -239,6 +241,26 @@ def _video(arguments: list[str]) -> None:
     reporter = progress.choose(options.quiet, False)
     _use_cache(reporter)
     print(video(folder, reporter=reporter, **_settings(options)))
+
+
+def _sweep(arguments: list[str]) -> None:
+    from safemeta.experiment.arguments import parse
+    from safemeta.experiment.sweep import sweep
+
+    description = "Train all combinations that a TOML file names. The same command goes on where it was stopped."
+    parsed = parse(arguments, {"sweep": SweepOptions()}, program="safemeta sweep FILE", description=description)
+    if len(parsed.words) != 1:
+        problem = f"{len(parsed.words)} were given" if parsed.words else "none was given"
+        raise UserError(f"safemeta sweep needs one file, such as sweep.toml, but {problem}.")
+    options: SweepOptions = parsed.parts[0]
+    outcome = sweep(parsed.words[0], **vars(options))
+    if options.json:
+        print(json.dumps({"summary": True, **outcome.to_json()}))
+    elif not options.quiet:
+        print(f"Results: {outcome.folder} (safemeta plot and safemeta report take this folder)")
+    if outcome.failed:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.failed.items())[:3])
+        raise UserError(f"{len(outcome.failed)} of the jobs failed ({shown}).", exit_code=1)
 
 
 def _reproduce(arguments: list[str]) -> None:

@@ -25,10 +25,10 @@ from safemeta.experiment.signals import StopSignals
 from safemeta.experiment.train import Training, reopen
 
 
-def opened(folder: Path, config: RunConfig) -> Run:
+def opened(folder: Path, config: RunConfig, reporter: Reporter | None = None) -> Run:
     """The run of that folder at its newest checkpoint, or a new one."""
     if (folder / CONFIG).is_file():
-        return reopen(folder, None, {}, Quiet())
+        return reopen(folder, None, {}, reporter or Quiet())
     remove_empty(folder)
     run = fresh(Path(), config)
     run.folder = create_folder(config, folder)

@@ -131,6 +131,26 @@ class ReportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Options of `safemeta sweep`."""
+
+    out: str | None = None
+    """Folder of the runs. By default sweeps/NAME, after the file's name."""
+    workers: int | None = None
+    """Processes that train at the same time; by default as many as there is room for."""
+    cpus: int = 1
+    """Cores that each of them takes."""
+    gpus: float = 0.0
+    """Graphics cards that each of them takes, or a share of one; with 0 they train on processors."""
+    ray_address: str | None = None
+    """Address of a Ray cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine alone."""
+    quiet: bool = False
+    """Show nothing but errors."""
+    json: bool = False
+    """One JSON object on standard output for every change of a run, the last one the summary."""
+
+
+@dataclasses.dataclass(frozen=True)
 class VideoOptions:
     """Options of `safemeta video`."""
 

@@ -11,7 +11,7 @@ from safemeta.experiment.errors import UserError
 from safemeta.experiment.figures import FAINT, INK, PALETTE
 from safemeta.experiment.logs import METRICS
 from safemeta.experiment.metrics import COSTS, FURTHER_COST, FURTHER_LIMIT, LIMITS, RETURNS, found
-from safemeta.experiment.run import TASK_OPTION, RunLog, read_log
+from safemeta.experiment.run import TASK_OPTION, RunLog, read_log, run_folders
 from safemeta.experiment.statistics import bootstrap_columns
 
 TRAINING = "training.png"
@@ -80,18 +80,21 @@ def _draw_costs(axes: Any, report: Any, index: int, name: str) -> None:
 
 
 def plot(*runs: Any, out: Path | str | None = None) -> Path:
-    """Training curves of one or more runs (`Run`s or folders): returns, and every cost against its limit.
+    """Training curves of one or more runs: returns, and every cost against its limit.
 
-    Runs that differ only in their seed become one curve with a 95 % bootstrap interval over seeds. Saved as
-    `plots/training.png` of the first run unless `out` names a file. Raises `UserError`.
+    `runs` are `Run`s, their folders, or folders of such folders, as a sweep leaves; of these, runs that have not begun
+    are left out. Runs that differ only in their seed become one curve with a 95 % bootstrap interval over seeds. Saved
+    as `plots/training.png` in the first folder that was named unless `out` names a file. Raises `UserError`.
     """
-    logs = [read_log(run) for run in runs]
-    if not logs:
+    if not runs:
         raise UserError("Name at least one run to plot.")
+    logs = [read_log(folder) for folder in run_folders(runs)]
+    if len(logs) > len(runs):
+        logs = [log for log in logs if log.lines] or logs
     for log in logs:
         if not log.lines:
             raise UserError(f"'{log.folder}' has no metrics yet: {METRICS} is missing or empty.", exit_code=1)
-    path = Path(out) if out is not None else logs[0].folder / "plots" / TRAINING
+    path = Path(out) if out is not None else Path(getattr(runs[0], "folder", runs[0])) / "plots" / TRAINING
     groups = groups_of(logs)
     titles = sorted({log.task for log in logs})
     seeds = "1 seed" if len(logs) == 1 else f"{len(logs)} runs; bands are 95 % bootstrap intervals over seeds"

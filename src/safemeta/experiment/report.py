@@ -28,7 +28,7 @@ from safemeta.experiment.evaluate import FILE as EVALUATION
 from safemeta.experiment.files import write_product
 from safemeta.experiment.metrics import COSTS, LIMITS, RETURNS, found
 from safemeta.experiment.plots import groups_of, plot
-from safemeta.experiment.run import CONFIG, RunLog, read_config, read_log
+from safemeta.experiment.run import CONFIG, RunLog, read_config, read_log, run_folders
 from safemeta.experiment.video import FILE as FILM
 
 FILE = "report.html"
@@ -72,27 +72,13 @@ def report(*runs: Any, out: Path | str | None = None) -> Path:
 
     By default `report.html` in the first folder that was named. Raises `UserError` where there is no run.
     """
+    if not runs:
+        raise UserError("Name at least one run: safemeta report RUN...")
     folders = run_folders(runs)
     path = Path(out) if out is not None else Path(getattr(runs[0], "folder", runs[0])) / FILE
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"A report is saved as .html, not '{path.suffix or path.name}'.")
     return write_product(path, _render([_card(folder) for folder in folders]).encode())
-
-
-def run_folders(runs: Sequence[Any]) -> list[Path]:
-    """The folders of all runs; a folder that is none itself stands for the runs within it, two levels deep at most."""
-    if not runs:
-        raise UserError("Name at least one run: safemeta report RUN...")
-    every: list[Path] = []
-    for run in runs:
-        folder = Path(getattr(run, "folder", run))
-        within = sorted({*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")}) if folder.is_dir() else []
-        if not (folder / CONFIG).is_file() and within:
-            every += [file.parent for file in within]
-        else:
-            read_config(folder)  # says what is wrong with it
-            every.append(folder)
-    return list(dict.fromkeys(every))
 
 
 def _card(folder: Path) -> Card:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,20 @@ def _options(task: TaskConfig) -> dict[str, Any]:
     from safemeta.tasks import registry as tasks
 
     return tasks.all_options(task.name, task.options) if task.name in tasks.FAMILIES and not task.own else {}
+
+
+def run_folders(runs: Sequence[Any]) -> list[Path]:
+    """The folders of all runs; a folder that is none itself stands for the runs within it, two levels deep at most."""
+    every: list[Path] = []
+    for run in runs:
+        folder = Path(getattr(run, "folder", run))
+        within = sorted({*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")}) if folder.is_dir() else []
+        if not (folder / CONFIG).is_file() and within:
+            every += [file.parent for file in within]
+        else:
+            read_config(folder)  # says what is wrong with it
+            every.append(folder)
+    return list(dict.fromkeys(every))
 
 
 def make_world(task: TaskConfig) -> Any:
