@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from safemeta.deployed import load_policy
     from safemeta.experiment import adapt, certify, evaluate, load, plot, report, train, video
     from safemeta.experiment.export import export
+    from safemeta.experiment.own_algorithm import register_algorithm
     from safemeta.papers.reproduction import reproduce
     from safemeta.sim.cost_check import check_costs
     from safemeta.sim.own_functional import functional_world
@@ -33,6 +34,7 @@ __all__ = [
     "load_policy",
     "make",
     "plot",
+    "register_algorithm",
     "report",
     "reproduce",
     "train",
@@ -51,6 +53,7 @@ _HOMES = {
     "load_policy": "safemeta.deployed",
     "make": "safemeta.tasks.registry",
     "plot": "safemeta.experiment",
+    "register_algorithm": "safemeta.experiment.own_algorithm",
     "report": "safemeta.experiment",
     "reproduce": "safemeta.papers.reproduction",
     "train": "safemeta.experiment",

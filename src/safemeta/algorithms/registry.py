@@ -24,7 +24,7 @@ class AlgorithmModule:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line about an algorithm, and where its code is."""
+    """One line about an algorithm, and its code: in a `module`, or `loaded` where a user has handed it over."""
 
     name: str
     description: str
@@ -33,9 +33,12 @@ class Entry:
     config: str = "Config"
     algorithm: str = "Algorithm"
     presets: str = "PRESETS"
+    loaded: AlgorithmModule | None = None
 
     def load(self) -> AlgorithmModule:
         """Import the module (and JAX with it)."""
+        if self.loaded is not None:
+            return self.loaded
         module = importlib.import_module(self.module)
         return AlgorithmModule(
             name=self.name,

@@ -1,18 +1,21 @@
 """One step within a trust region, up an objective and subject to any small number of costs: TRPO, CPO and their kin."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.directions import constrained_step, directions
+from safemeta.algorithms.directions import Directions, constrained_step, directions
 from safemeta.algorithms.on_policy import OnPolicyConfig
 from safemeta.algorithms.settings import at_least_one, positive, zero_or_more
 from safemeta.algorithms.surrogate import (
     Samples,
     Surrogate,
+    Vector,
     fisher_metric,
     halves_of,
     metric_states,
@@ -43,24 +46,30 @@ class TrustRegionConfig(OnPolicyConfig):
             raise ValueError("cross_fit needs at least 2 episodes per task; got episodes = 1.")
 
 
-def trust_region_update(
-    config: TrustRegionConfig, policy: GaussianPolicy, samples: Samples, violations: Float[Array, " constraints"]
-) -> tuple[GaussianPolicy, Metrics]:
-    """One step on samples `[tasks, episodes, time, ...]`; every task counts alike, also in the constraints.
+class LocalModel(NamedTuple):
+    """What a batch says of policies near the one that acted: the reward and every cost that a step is to keep."""
 
-    The objective is the samples' `advantage`. `violations` are the measured costs less what is allowed, one per cost:
-    the step keeps them as CPO does. Without any (an empty vector) it is TRPO's.
+    start: Vector  # the acting policy's parameters
+    directions: Directions  # their gradients through the Fisher metric, and what steps along them do
+    evaluate: Callable[[Vector], Surrogate]  # importance-weighted predictions at any parameters
+
+
+def local_model(
+    config: TrustRegionConfig, policy: GaussianPolicy, samples: Samples, *, constrained: bool = True
+) -> LocalModel:
+    """The model that a step is chosen by, from samples `[tasks, episodes, time, ...]`; every task counts alike.
+
+    The objective is the samples' `advantage`. Unless `constrained`, the directions are the objective's alone.
     """
-    constrained = violations.size > 0
     old = jax.lax.stop_gradient(policy(samples.observation))
     split = jax.vmap(halves_of)(old, samples) if config.cross_fit else (old, samples)
     start = parameters(policy)
 
-    def evaluate(x: Array) -> Surrogate:
+    def evaluate(x: Vector) -> Surrogate:
         new = with_parameters(policy, x)
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(lambda o, s: surrogate(new, o, s))(old, samples))
 
-    def halves(x: Array) -> Float[Array, "2 signals"]:
+    def halves(x: Vector) -> Float[Array, "2 signals"]:
         if not config.cross_fit:
             value = evaluate(x)
             signals = jnp.concatenate([value.reward[None], value.costs]) if constrained else value.reward[None]
@@ -75,7 +84,20 @@ def trust_region_update(
     found = directions(
         [halves], start, metric, cross_fit=config.cross_fit, iterations=config.cg_iterations, damping=config.damping
     )
-    step, solved = constrained_step(found, violations, config.kl_radius)
+    return LocalModel(start, found, evaluate)
+
+
+def trust_region_update(
+    config: TrustRegionConfig, policy: GaussianPolicy, samples: Samples, violations: Float[Array, " constraints"]
+) -> tuple[GaussianPolicy, Metrics]:
+    """One step on samples `[tasks, episodes, time, ...]`; every task counts alike, also in the constraints.
+
+    The objective is the samples' `advantage`. `violations` are the measured costs less what is allowed, one per cost:
+    the step keeps them as CPO does. Without any (an empty vector) it is TRPO's.
+    """
+    constrained = violations.size > 0
+    local = local_model(config, policy, samples, constrained=constrained)
+    step, solved = constrained_step(local.directions, violations, config.kl_radius)
 
     def accept(values: Surrogate, fraction: Array) -> Array:
         if not constrained:
@@ -90,7 +112,7 @@ def trust_region_update(
             slack=1.5,
         )
 
-    search = backtrack(evaluate, start, step, accept, shrink=0.8, steps=10)
+    search = backtrack(local.evaluate, local.start, step, accept, shrink=0.8, steps=10)
     metrics = {
         "kl": jnp.where(search.accepted, search.values.kl, 0.0),
         "feasible": solved.feasible.astype(jnp.float32),

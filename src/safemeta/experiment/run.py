@@ -132,22 +132,27 @@ def make_world(task: TaskConfig) -> Any:
 def fresh(folder: Path, config: RunConfig, world: Any = None) -> Run:
     """A run at iteration 0, its state drawn from the seed; nothing is written.
 
-    `world` is needed where the configuration's task is the user's own, and must be as it was.
+    `world` is needed where the configuration's task is the user's own, and must be as it was. What the configuration of
+    an existing folder asks for in vain is the file's fault: exit code 1.
     """
     import jax
 
     from safemeta.experiment.finite import strong
 
-    if world is None:
-        world = make_world(config.task)
-    else:
+    if world is not None:
         check_world(config.task, world)
-    algorithm = build(config)
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     try:
-        state = strong(algorithm.init(key, world.cmdp))
-    except ValueError as problem:
-        raise from_value_error(problem) from problem
+        world = make_world(config.task) if world is None else world
+        algorithm = build(config)
+        key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+        try:
+            state = strong(algorithm.init(key, world.cmdp))
+        except ValueError as problem:
+            raise from_value_error(problem) from problem
+    except UserError as problem:
+        if folder == Path() or config.task.own:
+            raise
+        raise UserError(f"'{folder / CONFIG}': {problem}", exit_code=1) from problem
     return Run(folder, config, algorithm, world, state)
 
 
@@ -220,7 +225,8 @@ def read_config_file(path: Path) -> RunConfig:
     try:
         options_type = registry.load(name).config
     except ValueError as problem:
-        raise UserError(f"'{path}': {problem}", exit_code=1) from problem
+        hint = "One of your own must be registered first: safemeta.register_algorithm."
+        raise UserError(f"'{path}': {problem} {hint}", exit_code=1) from problem
     config = RunConfig.from_json(content, options_type, f"'{path}'")
     try:
         config.validate()
