@@ -1,13 +1,20 @@
-"""Is anything lost? `python benchmarks/robustness.py [--only kills|checkpoints] [--json]`: minutes to half an hour.
+"""Is anything lost, and is every failure one sentence? `python benchmarks/robustness.py [--only PART] [--json]`.
+
+An hour or so in all. The parts:
 
 - kills: training processes are killed (SIGKILL) at random moments and resumed, until they end; configuration, metrics
   and checkpoints are then compared byte for byte with those of an unbroken run.
+- sweep: workers of a sweep, and the sweep itself, are killed likewise (a fifth of all kills; `_sweep_kills.py`).
 - checkpoints: damaged files (cut off, bits flipped, another version, another file altogether, a pickle, hostile JSON,
   zip bombs) are loaded; each must be refused in one sentence, within a second, with nothing executed.
+- commands: made-up command lines and damaged files end in a sentence or in work (`_fuzzed_commands.py`).
+- disk: at every point of training and of writing results the disk is full (`_full_disk.py`).
+- environments: a user's environment raises, hangs, returns what cannot be used (`_environments.py`).
 """
 
 import argparse
 import gzip
+import importlib
 import json
 import os
 import pickle
@@ -40,6 +47,7 @@ SMALL: dict[str, list[str]] = {
         "--critic-hidden", "8", "8", "--capacity", "500", "--batch", "8", "--warm-up", "8", "--atoms", "7",
     ],
 }  # fmt: skip
+PARTS = ("checkpoints", "commands", "disk", "environments", "sweep", "kills")
 ITERATIONS = 60
 PATIENCE = 600  # seconds for one process
 COMPARED = ("config.json", "metrics.jsonl")
@@ -223,28 +231,47 @@ def all_checkpoints(number: int, seed: int) -> list[Row]:
     ]
 
 
+def rows_of(part: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of one part; what it needs is imported only now."""
+    of_sweep = options.kills if options.only == "sweep" else options.kills // 5
+    if part == "checkpoints":
+        return all_checkpoints(options.damages, options.seed)
+    if part == "commands":
+        return importlib.import_module("_fuzzed_commands").all_commands(options.commands, options.seed)
+    if part == "disk":
+        return importlib.import_module("_full_disk").all_disks()
+    if part == "environments":
+        return importlib.import_module("_environments").all_environments()
+    if part == "sweep":
+        return importlib.import_module("_sweep_kills").all_sweep_kills(of_sweep, options.seed)
+    return all_kills(options.kills - of_sweep * (options.only is None), options.seed)
+
+
 def main() -> int:
     """The command line; returns the exit code: 1 if anything was lost."""
-    parser = argparse.ArgumentParser(description="Is anything lost?")
-    parser.add_argument("--only", choices=("kills", "checkpoints"), help="one part")
-    parser.add_argument("--kills", type=int, default=100, help="over all algorithms")
+    parser = argparse.ArgumentParser(description="Is anything lost, and is every failure one sentence?")
+    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--kills", type=int, default=100, help="over all algorithms and the sweep")
     parser.add_argument("--damages", type=int, default=500, help="damaged checkpoints")
+    parser.add_argument("--commands", type=int, default=1000, help="made-up command lines and damaged files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
-    if min(options.kills, options.damages) < 1:
-        parser.error("--kills and --damages must be at least 1")
-    table = []
-    if options.only in (None, "checkpoints"):
-        table += all_checkpoints(options.damages, options.seed)
-    if options.only in (None, "kills"):
-        table += all_kills(options.kills, options.seed)
+    if min(options.kills, options.damages, options.commands) < 1:
+        parser.error("--kills, --damages and --commands must be at least 1")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    table: list[Row] = []
+    for part in PARTS if options.only is None else (options.only,):
+        began = time.monotonic()
+        table += rows_of(part, options)
+        table.append(Row(f"time of {part}", time.monotonic() - began, "s"))
     if options.json:
         print_json("robustness", table)
     else:
         for row in table:
-            print(f"{row.case:<50} {row.value:>6.0f} of {row.peer_value:.0f} {row.unit}")
-    return 0 if all(row.ratio == 1 for row in table) else 1
+            of = "" if row.peer_value is None else f" of {row.peer_value:.0f}"
+            print(f"{row.case:<50} {row.value:>6.0f}{of} {row.unit}")
+    return 0 if all(row.ratio in (None, 1) for row in table) else 1
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def sweep(
     out: Path | str | None = None,
     workers: int | None = None,
     cpus: int = 1,
-    gpus: float = 0,
+    gpus: float = 0.0,
     ray_address: str | None = None,
     quiet: bool = False,
     json: bool = False,
@@ -62,7 +62,7 @@ def sweep(
     plan = read_plan(path, content, meet=False)
     check_folder(plan, folder)
     load_ray()
-    resources = Resources(ray_address, workers, cpus, gpus)
+    resources = Resources(ray_address, workers, cpus, float(gpus))
     failed: dict[str, str] = {}
     with carrying_out(folder, "working on the sweep", _command(path, out, resources)):
         board = choose([_row(run, folder) for run in plan.runs], quiet, json)

@@ -232,7 +232,7 @@ class _Reader:
             return Setting(value, table)  # the task reads it
         try:
             if key in RUN:
-                decode(TrainOptions, {key: value}, "it")
+                value = getattr(decode(TrainOptions, {key: value}, "it"), key)
             for algorithm in algorithms if key not in RUN else ():
                 if key not in self.fields[algorithm]:
                     raise unknown(f"option of {algorithm}", _shown(key), map(_shown, (*self.fields[algorithm], *RUN)))
@@ -259,15 +259,26 @@ class _Reader:
             raise self._blame(algorithm, task, settings, problem, lambda *parts: _meet(_resolve(*parts))) from problem
 
     def _blame(self, algorithm: str, task: str, settings: Settings, problem: UserError, check: Any) -> UserError:
-        for key, setting in settings.items():
+        """The sentence with the setting that is wrong by itself, else with those without which all would be well."""
+
+        def answer(tried: Settings) -> str | None:
             try:
-                check(algorithm, task, {key: setting})
-            except UserError as alone:
-                if str(alone) == str(problem):
-                    return self.wrong(setting.table, key, problem)
-        shown = ", ".join(f"{setting.table} {_shown(key)} = {setting.value!r}" for key, setting in settings.items())
-        settings_shown = f" with {shown}" if shown else ""
-        return self.wrong("the file", None, f"{algorithm} on {task} cannot be run{settings_shown}: {problem}")
+                check(algorithm, task, tried)
+            except UserError as other:
+                return str(other)
+            return None
+
+        for key, setting in settings.items():
+            if answer({key: setting}) == str(problem):
+                return self.wrong(setting.table, key, problem)
+        guilty = [
+            key for key in settings if answer({other: settings[other] for other in settings if other != key}) is None
+        ]
+        if len(guilty) == 1:
+            return self.wrong(settings[guilty[0]].table, guilty[0], problem)
+        named = [f"{settings[key].table}, {_shown(key)} = {settings[key].value!r}" for key in guilty or settings]
+        together = f" with {'; '.join(named)}" if named else ""
+        return self.wrong("the file", None, f"{algorithm} on {task} cannot be run{together}: {problem}")
 
 
 def _resolve(algorithm: str, task: str, settings: Settings) -> RunConfig:

@@ -29,6 +29,7 @@ INSTALL = "pip install 'safemeta[ray]'"
 DEATHS = 3  # in a row, without a checkpoint between them, after which a job is given up
 STORE = 80 * 2**20  # bytes of Ray's object store: nearly its least, since nothing but sentences passes through it
 POLL = 0.5  # seconds
+STARTS = 4  # attempts to start Ray on a machine that is too busy for it
 SOCKETS = 40  # characters of a folder in which Ray's sockets still have names that the system allows
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,7 +46,7 @@ class Resources:
     address: str | None = None
     workers: int | None = None
     cpus: int = 1
-    gpus: float = 0
+    gpus: float = 0.0
 
     def remote(self, ray: Any, function: Any) -> Any:
         """A function for a worker that has these."""
@@ -265,14 +266,9 @@ def session(resources: Resources) -> Iterator[Any]:
     try:
         with _environment(variables), contextlib.redirect_stdout(io.StringIO()):  # Ray prints what workers died of
             try:
-                with warnings.catch_warnings():  # JAX's, where it is running already: the forked process only executes
-                    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                    ray.init(address or "local", **settings)
+                _connect(ray, address, settings)
             except SystemExit as problem:  # Ray's answer to SIGTERM
                 raise Interrupted("Stopped.", exit_code=128 + signal.SIGTERM) from problem
-            except (Exception, SystemError) as problem:
-                where = "Ray could not be started" if address is None else f"Ray cannot be reached at '{address}'"
-                raise UserError(f"{where}: {_line(problem)}.", exit_code=1) from problem
             finally:
                 _restore(handler)
             try:
@@ -282,6 +278,22 @@ def session(resources: Resources) -> Iterator[Any]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(ray: Any, address: str | None, settings: dict[str, Any]) -> None:
+    """Start Ray here, or reach it at its address; `UserError` if it cannot be done."""
+    for attempt in range(STARTS):
+        try:
+            with warnings.catch_warnings():  # JAX's, where it is running already: the forked process only executes
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                ray.init(address or "local", **settings)
+            return
+        except Exception as problem:
+            ray.shutdown()
+            slow = address is None and "timed out" in str(problem)  # after 30 s: a machine that is very busy
+            if not slow or attempt == STARTS - 1:
+                where = "Ray could not be started" if address is None else f"Ray cannot be reached at '{address}'"
+                raise UserError(f"{where}: {_line(problem)}.", exit_code=1) from problem
 
 
 def load_ray() -> Any:
