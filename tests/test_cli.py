@@ -1,5 +1,6 @@
 """The command line when it is used rightly."""
 
+import importlib.util
 import json
 import resource
 import subprocess
@@ -102,7 +103,52 @@ def test_list(capsys):
         "description": "constraints, one cost each",
     }
     assert main(["list"]) == 0
-    assert "point-circle " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "point-circle  " in shown
+    assert "realworld-cartpole*  " in shown
+    assert "* has options, which safemeta list TASK shows, such as: safemeta list realworld-cartpole\n" in shown
+
+
+def test_list_of_one_name(capsys):
+    assert main(["list", "realworld-cartpole"]) == 0
+    shown = capsys.readouterr().out
+    assert "options (safemeta train --task realworld-cartpole --task-option NAME=VALUE):\n" in shown
+    assert "  safety_coeff = 0.3\n      scale of the constraints" in shown
+    assert "  observe_constraints = false\n" in shown
+    assert main(["list", "realworld-cartpole", "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert (entry["kind"], entry["name"], len(entry["options"])) == ("task", "realworld-cartpole", 18)
+    for name, words in (
+        ("point-mass", "It has no options."),
+        ("cpo", "Its options: safemeta train cpo --help"),
+        ("dual", "Its options: safemeta train dual --help"),  # the algorithm, not the paper
+        ("metal", "safemeta train metal --help"),
+    ):
+        assert main(["list", name]) == 0
+        assert words in capsys.readouterr().out
+    assert main(["list", "realworld-cratpole"]) == 2
+    assert "did you mean 'realworld-cartpole'?" in capsys.readouterr().err
+    assert main(["list", "dual", "cpo"]) == 2
+    assert "Unexpected 'cpo'" in capsys.readouterr().err
+
+
+def test_tasks_whose_models_are_missing_say_so(capsys, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "dm_control" else there(name))
+    sentence = (
+        "The task realworld-walker is left out: it needs the models of dm_control, which is installed up to Python 3.12"
+        " (its labmaze has no wheel for 3.13)."
+    )
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert f"  {sentence}\n" in shown
+    assert shown.count("is left out") == 3
+    assert main(["list", "realworld-walker"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{sentence}\n")
+    assert main([*TRAIN[:2], "--task", "realworld-walker"]) == 2
+    assert capsys.readouterr().err == f"safemeta: {sentence}\n"
+    assert main(["list", "realworld-cartpole", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] is None
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ usage: safemeta train [ALGORITHM] [options]   train; without arguments: dual on 
        safemeta report RUN... [options]       one page about runs, with all pictures in it, to read offline
        safemeta sweep FILE [options]          algorithms x tasks x seeds x settings, on Ray; goes on if stopped
        safemeta reproduce PAPER [options]     run a paper's experiments and judge its claims; goes on if stopped
-       safemeta list [--json]                 algorithms, tasks and papers
+       safemeta list [NAME]                   algorithms, tasks and papers; a task's options
 
        safemeta COMMAND --help                a command's options
        safemeta train ALGORITHM --help        with the algorithm's own options
@@ -270,30 +270,19 @@ def _reproduce(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    from safemeta.algorithms import registry as algorithms
     from safemeta.experiment.arguments import parse
+    from safemeta.experiment.listing import catalogue, find, overview, page
     from safemeta.papers import registry as papers
-    from safemeta.tasks import registry as tasks
 
-    parsed = parse(arguments, {"list": ListOptions()}, program="safemeta list", description="What there is.")
-    if parsed.words:
-        raise UserError(f"Unexpected '{parsed.words[0]}'; safemeta list takes only --json.")
-    lists: dict[str, list[dict[str, Any]]] = {
-        "algorithms": [{"name": name, "description": line} for name, line in algorithms.describe().items()],
-        "tasks": [
-            {"name": name, "description": tasks.FAMILIES[name].description, "options": tasks.describe_options(name)}
-            for name in tasks.names()
-        ],
-        "papers": [{"name": name, "description": line} for name, line in papers.describe().items()],
-    }
+    parsed = parse(arguments, {"list": ListOptions()}, program="safemeta list [NAME]", description="What there is.")
+    if len(parsed.words) > 1:
+        raise UserError(f"Unexpected '{parsed.words[1]}'; safemeta list takes one name, or none.")
+    lists = catalogue(papers.describe())
+    found = find(lists, parsed.words[0]) if parsed.words else None
     if parsed.parts[0].json:
-        print(json.dumps(lists))
-        return
-    for title, entries in lists.items():
-        if entries:
-            width = max(len(entry["name"]) for entry in entries)
-            print(f"{title}:")
-            print("".join(f"  {entry['name']:<{width}}  {entry['description']}\n" for entry in entries))
+        print(json.dumps(found or lists))
+    else:
+        print(page(found) if found else overview(lists), end="")
 
 
 def _one_run(arguments: list[str], options: Any, command: str, description: str) -> tuple[Path, Any]:

@@ -13,7 +13,7 @@ class TrainOptions:
     task: str = "point-circle"
     """Task family to train on; `safemeta list` shows them."""
     task_option: tuple[str, ...] = ()
-    """NAME=VALUE, an option of the task family; may be repeated. `safemeta list --json` shows those there are."""
+    """NAME=VALUE, an option of the task family; may be repeated. `safemeta list TASK` shows those there are."""
     preset: str | None = None
     """Named settings of the algorithm, such as its paper's."""
     budget: Literal["default", "smoke", "paper"] = "default"

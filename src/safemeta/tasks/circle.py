@@ -1,13 +1,13 @@
 """Circle tasks: run counter-clockwise along a circle that reaches beyond two walls which must not be crossed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import Tasks
-from safemeta.sim import Parameters, Step
+from safemeta.core import CMDP, LimitOn, Tasks
+from safemeta.sim import FunctionalWorld, Parameters, Step
 from safemeta.tasks import point
 from safemeta.tasks.lidar import pseudo_lidar
 
@@ -120,6 +120,25 @@ class CircleFamily:
         descriptor = jnp.stack([_centred(radius, self.train.radius), _centred(wall, self.train.walls())], axis=-1)
         limits = jnp.full((radius.shape[0], 1), limit, radius.dtype)
         return Tasks({"radius": radius, "wall": wall}, limits, descriptor)
+
+
+_DUAL, _ONE = CircleRange((1.0, 1.5), (0.55, 0.75)), CircleRange((1.5, 1.5), (0.75, 0.75))  # the one's wall: 1.125 m
+_META_CPO = CircleRange((1.0, 1.5), (0.65, 0.75)), CircleRange((2.0, 2.5), (0.55, 0.65))
+SETTINGS = {
+    "point-circle": (PointCircle(), CircleFamily(_DUAL, _DUAL, 10.0, 10.0)),
+    "point-circle-meta-cpo": (PointCircle(), CircleFamily(*_META_CPO, 10.0, 5.0, rounded=True)),
+    "point-circle-1": (PointCircle(start=0.8), CircleFamily(_ONE, _ONE, 25.0, 25.0)),
+}
+
+
+def world(name: str, limit: float | None, limit_on: LimitOn, horizon: int | None) -> FunctionalWorld:
+    """The world of a named setting; a `limit` holds for training and tests."""
+    environment, family = SETTINGS[name]
+    if limit is not None:
+        family = replace(family, limit=limit, test_limit=limit)
+    horizon = HORIZON if horizon is None else horizon
+    cmdp = CMDP(OBSERVATION_SIZE, ACTION_SIZE, horizon, COST_NAMES, (family.limit,), limit_on=limit_on)
+    return FunctionalWorld(cmdp, environment, family)
 
 
 def _centred(value: Float[Array, " tasks"], span: tuple[float, float]) -> Float[Array, " tasks"]:
