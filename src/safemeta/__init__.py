@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safemeta.deployed import load_policy
-    from safemeta.experiment import adapt, certify, evaluate, load, plot, report, train, video
+    from safemeta.experiment import adapt, certify, evaluate, load, plot, report, sweep, train, video
     from safemeta.experiment.export import export
     from safemeta.experiment.own_algorithm import register_algorithm
     from safemeta.papers.reproduction import reproduce
@@ -37,6 +37,7 @@ __all__ = [
     "register_algorithm",
     "report",
     "reproduce",
+    "sweep",
     "train",
     "video",
 ]
@@ -56,6 +57,7 @@ _HOMES = {
     "register_algorithm": "safemeta.experiment.own_algorithm",
     "report": "safemeta.experiment",
     "reproduce": "safemeta.papers.reproduction",
+    "sweep": "safemeta.experiment",
     "train": "safemeta.experiment",
     "video": "safemeta.experiment",
 }

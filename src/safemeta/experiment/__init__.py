@@ -6,7 +6,8 @@ from safemeta.experiment.evaluate import evaluate
 from safemeta.experiment.plots import plot
 from safemeta.experiment.report import report
 from safemeta.experiment.run import Run, load
+from safemeta.experiment.sweep import sweep
 from safemeta.experiment.train import train
 from safemeta.experiment.video import video
 
-__all__ = ["Run", "adapt", "certify", "evaluate", "load", "plot", "report", "train", "video"]
+__all__ = ["Run", "adapt", "certify", "evaluate", "load", "plot", "report", "sweep", "train", "video"]

@@ -4,7 +4,6 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from safemeta.experiment.checkpoint import Checkpoints
 from safemeta.experiment.errors import UserError
 from safemeta.experiment.progress import Reporter
 from safemeta.experiment.run import CONFIG, locked
@@ -61,4 +60,6 @@ class SweepJob:
 
 def saved(folder: Path) -> int:
     """The iteration of a run's newest checkpoint, 0 if there is none."""
+    from safemeta.experiment.checkpoint import Checkpoints
+
     return next(iter(Checkpoints(folder / "checkpoints").iterations()), 0)
