@@ -1,6 +1,7 @@
 """What a sweep's file asks for: combinations, precedence, names; every mistake is one sentence with its place."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,14 @@ def test_a_file_that_cannot_be_read_is_one_sentence():
     Path("noise.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"^'noise.toml' is not TOML: it is not text\.$"):
         read_plan("noise.toml")
+
+
+def test_the_file_in_the_documentation_is_right(repository):
+    page = (repository / "docs" / "sweeps.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = {run.name for run in planned(block, meet=False).runs}
+    assert len(names) == (2 + 2 * 2 + 6 + 2 * 2 * 3) * 5
+    assert re.findall(r"^`(cpo-realworld-cartpole-.+)`\.$", page, re.MULTILINE)[0] in names
 
 
 def test_the_example_is_right(repository):
