@@ -253,7 +253,6 @@ def true_disk(run: list[str]) -> tuple[int, int]:
 
 def all_disks() -> list[Row]:
     """Rows of how many full disks left everything intact."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
     rows = []
     run = [*TRPO, "--iterations", "6"]
     with tempfile.TemporaryDirectory() as name:

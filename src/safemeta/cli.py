@@ -343,8 +343,10 @@ def _sentence(problem: Exception) -> tuple[str, int]:
     if isinstance(problem, OSError):
         return str(writing_failed(problem, problem.filename or "the output")), 1
     reason = " ".join(str(problem).split())
+    if isinstance(problem, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        return "There is not enough memory: ask for fewer tasks or episodes, a shorter horizon or smaller networks.", 1
     reason = reason if len(reason) <= 300 else reason[:297] + "..."
-    notes = " ".join(getattr(problem, "__notes__", []))
+    notes = " ".join(note for note in getattr(problem, "__notes__", []) if note.startswith("Continue"))  # not JAX's
     shown = f"Unexpected {type(problem).__name__}: {reason or 'no reason given'}"
     return f"{shown.rstrip('.')}. {notes} ({DEBUG}=1 shows where it happened.)".replace(".  (", ". ("), 1
 

@@ -154,7 +154,7 @@ def test_rays_are_drawn_on_demand_only():
     [
         ("tabular-random", {}, "There is no drawing of the task 'tabular-random'"),
         ("point-mass", {"lidar": True}, "The task 'point-mass' has no lidar"),
-        ("point-circle", {"out": "film.avi"}, "Videos are saved as gif, mp4, png, not '.avi'"),
+        ("point-circle", {"out": "film.avi"}, "Videos are saved as gif, mp4, png, so that 'film.avi'"),
         ("point-circle", {"frames": 0}, "The number of frames must be a whole number of at least 1"),
         ("point-circle", {"split": "tset"}, "Unknown split 'tset'"),
         ("point-circle", {"steps": 2}, "Only meta-algorithms, such as dual, can adapt"),

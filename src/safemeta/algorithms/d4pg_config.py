@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,18 +21,18 @@ class D4pgConfig(OffPolicyConfig):
 
     hidden: tuple[int, ...] = (256, 256, 256)  # of the policy: a normalised tanh layer, then ELU
     critic_hidden: tuple[int, ...] = (512, 512, 256)  # of the critic, likewise
-    capacity: int = 1_000_000
-    warm_up: int = 1000
+    capacity: int = 1_000_000  # control steps that the replay holds
+    warm_up: int = 1000  # control steps before the first update
     steps_per_update: int = 8  # 32 samples per insertion in batches of 256
     replay: ReplayKind = "uniform"  # as in Acme; the paper says prioritised
     priority_exponent: float = 0.6  # alpha of prioritised replay (Schaul et al. 2016, proportional variant)
     importance_exponent: float = 0.4  # beta, from which they anneal to 1; here it stays
     n_step: int = 5  # steps whose rewards are summed before the critic is asked
-    atoms: int = 51
+    atoms: int = 51  # of the distribution of returns, evenly spaced over the support
     support: tuple[float, float] = (-150.0, 150.0)  # lowest and highest atom
     noise: float = 0.3  # standard deviation of what is added to actions when exploring
-    policy_rate: float = 1e-4
-    critic_rate: float = 1e-4
+    policy_rate: float = 1e-4  # of Adam, like the next
+    critic_rate: float = 1e-4  # of Adam on the critic
     target_period: int = 100  # gradient steps between renewals of the target networks
     gradient_clip: float = 40.0  # global norm
     action_gradient_clip: float | None = 1.0  # norm of dQ/da of each action; the paper mentions none
@@ -93,7 +94,7 @@ class ConstrainedConfig(D4pgConfig):
     """Settings of `rc-d4pg`. The paper's rate and buffer are not known; these were chosen for some 100,000 updates."""
 
     multiplier_rate: float = 1e-3  # per gradient step and unit of violation
-    initial_multiplier: float = 0.0
+    initial_multiplier: float = 0.0  # price of a unit of cost before the first update
     penalty_episodes: int = 20  # the last so many episodes, of which each gradient step draws one
 
     def validate(self) -> None:
@@ -124,7 +125,8 @@ def support_doubt(config: D4pgConfig, cmdp: CMDP) -> str | None:
     """A sentence if the critic's atoms cannot hold the shaped returns of rewards and costs between 0 and 1."""
     gamma, horizon = cmdp.discount, cmdp.horizon
     most = float(horizon) if gamma == 1 else (1 - gamma**horizon) / (1 - gamma)
-    least = 0.0 - most * float(jnp.sum(config.multipliers(len(cmdp.cost_names))))
+    with jax.ensure_compile_time_eval():  # numbers, also where the initial state is traced
+        least = 0.0 - most * float(jnp.sum(config.multipliers(len(cmdp.cost_names))))
     low, high = config.support
     if low <= least and most <= high:
         return None

@@ -47,12 +47,12 @@ class Config(SacConfig):
     slack: float = 0.0  # eta
     learn_index: bool = True  # false: `fac`
     released_box: bool = False  # k from 0.5 (released code), not from 0
-    index_rate: Rate = (8e-6, 1e-6, 100_000)
+    index_rate: Rate = (8e-6, 1e-6, 100_000)  # of the index's parameters, from, to, over how many of their steps
     index_interval: int = 24  # gradient steps of the critics per one of the index
     index_after: int = 0  # gradient steps before the first of them (released code: 100,000)
     index_loss: Literal["weighted", "hinge"] = "weighted"  # E[lambda Delta], or E[max(Delta, 0)] (released code)
-    multiplier_rate: Rate = (5e-6, 5e-6, 150_000)
-    multiplier_interval: int = 12
+    multiplier_rate: Rate = (5e-6, 5e-6, 150_000)  # of the multiplier network
+    multiplier_interval: int = 12  # gradient steps of the critics per one of the multiplier network
     multiplier_actions: Literal["policy", "replay"] = "policy"  # that Q_phi is asked about (released code: replay)
     multiplier_clip: float = 3.0  # of its gradient's norm (released code)
     largest_multiplier: float = 100.0  # lambda_max; not in the paper, 100 in the released code
@@ -204,8 +204,8 @@ def initial_index(config: Config, cmdp: CMDP) -> SafetyIndex:
     """The index that training starts from. Raises ValueError on a task without obstacles."""
     if CLEARANCE not in dict(cmdp.signals):
         raise ValueError(
-            "A safety index needs a task that measures its distance to obstacles: collision-avoidance, or one of the"
-            " Goal and Push tasks."
+            "A safety index needs a task that measures its distance to obstacles: --task collision-avoidance, or one of"
+            " the Goal and Push tasks."
         )
     distance = cmdp.safe_distance if config.safe_distance is None else config.safe_distance
     if distance is None:

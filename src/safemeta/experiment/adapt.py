@@ -114,7 +114,7 @@ def adapt(
     check_settings(tasks, steps, episodes, seed)
     check_shield(shield, index, actions)
     run = run if isinstance(run, Run) else load(run, checkpoint)
-    check_meta(run.algorithm)
+    check_meta(run.algorithm, f"'{run.folder}'")
     world = run.world if shield is None else _shielded(run, shield, index, actions)
     report = adapt_policies(
         run.algorithm, run.state, world,
@@ -139,10 +139,10 @@ def _shielded(run: Run, shield: str, index: str | None, actions: int | None) -> 
     return ShieldedWorld(run.world, shield_of(run, shield, index, actions))
 
 
-def check_meta(algorithm: Any) -> None:
+def check_meta(algorithm: Any, run: str = "this run") -> None:
     """Raise `UserError` unless it is a meta-algorithm."""
     if not hasattr(algorithm, "adapt"):
-        raise UserError("Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for this run.")
+        raise UserError(f"Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for {run}.")
 
 
 def check_settings(tasks: int, steps: int, episodes: int | None, seed: int) -> None:

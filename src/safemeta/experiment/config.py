@@ -5,7 +5,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from safemeta.experiment.errors import UserError, from_value_error, unknown
@@ -13,6 +13,7 @@ from safemeta.experiment.errors import UserError, from_value_error, unknown
 FORMAT = 1
 LimitUnit = Literal["discounted", "undiscounted", "per_step"]
 LIMIT_UNITS: tuple[LimitUnit, ...] = typing.get_args(LimitUnit)
+MOST = 10**9  # of anything that is counted: beyond it memory or patience ends, or 32 bits
 BUDGETS = ("default", "smoke", "paper")
 
 
@@ -24,10 +25,10 @@ class TaskConfig:
     over in Python: what is said of it here is a record, from which it cannot be made again.
     """
 
-    name: str
-    limit: float | None = None
-    limit_on: LimitUnit | None = None
-    horizon: int | None = None
+    name: str  # of the family, or of the world that was handed over
+    limit: float | None = None  # of every cost
+    limit_on: LimitUnit | None = None  # what a limit bounds
+    horizon: int | None = None  # control steps of an episode
     own: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -69,14 +70,14 @@ class TaskConfig:
 class RunConfig:
     """What a run is: algorithm and options, task, seed and length."""
 
-    algorithm: str
+    algorithm: str  # its name in the registry
     options: Any  # the algorithm's own frozen Config
-    task: TaskConfig
-    seed: int
-    iterations: int
-    budget: str = "default"
-    preset: str | None = None
-    checkpoint_every: int = 10
+    task: TaskConfig  # what is trained on
+    seed: int  # of everything random
+    iterations: int  # how many there are in all
+    budget: str = "default"  # whose number of iterations was asked for
+    preset: str | None = None  # whose options these were before some were changed
+    checkpoint_every: int = 10  # iterations
 
     def validate(self) -> None:
         """Raise `UserError` if any part makes no sense."""
@@ -85,9 +86,11 @@ class RunConfig:
         check_seed(self.seed)
         self.task.validate()
         for field in dataclasses.fields(self.options):
-            value = getattr(self.options, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"The option {field.name} must be a finite number, not {value}.")
+            for value in _leaves(getattr(self.options, field.name)):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UserError(f"The option {field.name} must be a finite number, not {value}.")
+                if isinstance(value, int) and abs(value) > MOST:
+                    raise UserError(f"The option {field.name} must be at most {MOST}, not {_shown(value)}.")
         if hasattr(self.options, "validate"):
             try:
                 self.options.validate()
@@ -121,6 +124,15 @@ class RunConfig:
             options=decode(options_type, head["options"], f"{where}, options"),
             task=decode(TaskConfig, head["task"], f"{where}, task"),
         )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What an option holds: itself, or the parts of a tuple."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def read_task_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,20 +238,23 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    huge = isinstance(value, int) and abs(value) > 10**100  # Python does not even print it, beyond 4,300 digits
+    text = "a number of hundreds of digits" if huge else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise `UserError` unless `value` is a whole number of at least `least`."""
+def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> None:
+    """Raise `UserError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"The number of {name} must be a whole number of at least {least}, not {value}.")
+        raise UserError(f"The number of {name} must be a whole number of at least {least}, not {_shown(value)}.")
+    if value > most:
+        raise UserError(f"The number of {name} must be at most {most}, not {_shown(value)}.")
 
 
 def check_seed(value: Any) -> None:
     """Raise `UserError` unless `value` can seed JAX's random keys."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-        raise UserError(f"The seed must be a whole number from 0 to {2**32 - 1}, not {value}.")
+        raise UserError(f"The seed must be a whole number from 0 to {2**32 - 1}, not {_shown(value)}.")
 
 
 def check_positive(name: str, value: Any) -> None:

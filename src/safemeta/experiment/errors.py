@@ -2,7 +2,10 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
+
+LONGEST_WORD, LONGEST = 300, 1000  # characters of a message that are shown: what it repeats may be longer
 
 
 class UserError(Exception):
@@ -12,12 +15,18 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, exit_code: int = 2):
-        super().__init__(" ".join(message.split()))
+        super().__init__(_shortened(" ".join(message.split())))
         self.exit_code = exit_code
 
 
 class Interrupted(UserError):
     """Training was asked to stop and has saved its state; the exit code is 128 + the signal's number."""
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of what nobody would read in between."""
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:200]}...{word[0][-20:]}", text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

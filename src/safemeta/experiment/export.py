@@ -68,7 +68,7 @@ def export(policy: Any, out: Path | str | None = None, *, checkpoint: str = "aut
     path = Path(out) if out is not None else folder / FILE if folder is not None else Path(FILE)
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
-        raise UserError(f"Policies are exported as {' or '.join(FORMATS)}, not '{path.suffix or path.name}'.")
+        raise UserError(f"Policies are exported as {' or '.join(FORMATS)}, so that '{path}' (--out) will not do.")
     plain = deployed(policy, description)
     return write_product(path, onnx_model(plain) if kind == "onnx" else plain.to_bytes())
 

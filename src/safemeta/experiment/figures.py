@@ -76,7 +76,7 @@ def save(drawing: Any, path: Path) -> Path:
     """Render completely, then write at once: a full disk leaves no half picture."""
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in FORMATS:
-        raise UserError(f"Pictures are saved as {', '.join(FORMATS)}, not '{path.suffix or path.name}'.")
+        raise UserError(f"Pictures are saved as {', '.join(FORMATS)}, so that '{path}' (--out) will not do.")
     buffer = io.BytesIO()
     drawing.savefig(buffer, format=suffix)
     return write_product(path, buffer.getvalue())

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from safemeta.experiment.errors import UserError
+
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 EVENTS = "tensorboard"
@@ -87,17 +89,29 @@ def cut(path: Path, iteration: int) -> int:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a torn last line is left out."""
+    """The lines of a JSON-lines file; a torn last one is left out. `UserError` where another one is damaged."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().splitlines()
     found = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return [line for line in found if isinstance(line, dict)]
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            content = None
+        if not _is_record(content):
+            raise UserError(f"'{path}' is damaged at line {number}.", exit_code=1)
+        found.append(content)
+    return found
+
+
+def _is_record(content: Any) -> bool:
+    """Whether it is what `write` has written: the number of an iteration, and finite numbers."""
+    if not isinstance(content, dict) or not isinstance(content.get("iteration"), int):
+        return False
+    return all(isinstance(value, (int, float)) and -1e300 < value < 1e300 for value in content.values())
 
 
 def last(path: Path) -> dict[str, Any]:
@@ -107,7 +121,7 @@ def last(path: Path) -> dict[str, Any]:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             lines = file.read().split(b"\n")[:-1]
         found = json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -115,7 +129,7 @@ def last(path: Path) -> dict[str, Any]:
 def _iteration_of(line: bytes) -> Any:
     try:
         return json.loads(line).get("iteration")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

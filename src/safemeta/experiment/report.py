@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -77,14 +76,14 @@ def report(*runs: Any, out: Path | str | None = None) -> Path:
     folders = run_folders(runs)
     path = Path(out) if out is not None else Path(getattr(runs[0], "folder", runs[0])) / FILE
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"A report is saved as .html, not '{path.suffix or path.name}'.")
+        raise UserError(f"A report is saved as .html, so that '{path}' (--out) will not do.")
     return write_product(path, _render([_card(folder) for folder in folders]).encode())
 
 
 def _card(folder: Path) -> Card:
     config, log = read_config(folder), read_log(folder)
     last = log.lines[-1] if log.lines else {}
-    seconds = sum(line["seconds"] for line in logs.read(folder / logs.TIMING))
+    seconds = sum(line.get("seconds", 0.0) for line in logs.read(folder / logs.TIMING))
     facts = {
         "algorithm": log.label,
         "task": config.task.name,
@@ -164,7 +163,7 @@ def _render(cards: list[Card]) -> str:
     except (UndefinedError, TypeError, KeyError, ValueError, AttributeError) as problem:
         files = f"{ADAPTATION}.json, {EVALUATION} or {CERTIFICATE}"
         raise UserError(
-            f"A {files} of these runs is damaged or of another version: {problem}.", exit_code=1
+            f"An {files} of these runs is damaged or of another version: {problem}.", exit_code=1
         ) from problem
 
 
@@ -275,11 +274,7 @@ def _anytime_picture(cards: list[Card]) -> Picture | None:
     for card in cards:
         file = card.log.folder / f"{ADAPTATION}.npz"
         if card.adaptation is not None and file.is_file():
-            try:
-                with np.load(file, allow_pickle=False) as arrays:
-                    stored[card.log.folder] = arrays["costs"], arrays["limits"]
-            except (ValueError, KeyError, OSError, BadZipFile) as problem:
-                raise UserError(f"'{file}' is damaged.", exit_code=1) from problem
+            stored[card.log.folder] = _costs_and_limits(file)
     if not stored:
         return None
     groups = groups_of([card.log for card in cards if card.log.folder in stored])
@@ -308,6 +303,18 @@ def _anytime_picture(cards: list[Card]) -> Picture | None:
                 figures.save(drawing, Path(scratch) / "anytime.png"),
                 "Share of tasks on which a limit was broken so far, and largest cost so far, over adaptation steps.",
             )
+
+
+def _costs_and_limits(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of an adaptation: `[steps + 1, tasks, costs]` and `[tasks, costs]`."""
+    try:
+        with open(file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
+            costs, limits = arrays["costs"].astype(float), arrays["limits"].astype(float)
+        if costs.ndim != 3 or costs.shape[1:] != limits.shape or not costs.size:
+            raise ValueError("the shapes do not fit")
+    except Exception as problem:  # NumPy and zipfile have many ways to say it
+        raise UserError(f"'{file}' is damaged.", exit_code=1) from problem
+    return costs, limits
 
 
 def _interval(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from safemeta.algorithms import registry
 from safemeta.experiment import logs
 from safemeta.experiment.config import RunConfig, TaskConfig, check_header
-from safemeta.experiment.errors import UserError, from_value_error, writing_failed
+from safemeta.experiment.errors import Interrupted, UserError, from_value_error, writing_failed
 from safemeta.experiment.files import write_json
 
 CONFIG = "config.json"
@@ -34,14 +34,17 @@ class Run:
 
     @property
     def plots(self) -> Path:
+        """The folder of its pictures."""
         return self.folder / "plots"
 
     @property
     def name(self) -> str:
+        """Algorithm, task and seed, for titles."""
         return f"{self.config.algorithm} on {self.config.task.name}, seed {self.config.seed}"
 
     @property
     def is_meta(self) -> bool:
+        """Whether it can adapt to unseen tasks."""
         return hasattr(self.algorithm, "adapt")
 
     @property
@@ -150,7 +153,7 @@ def fresh(folder: Path, config: RunConfig, world: Any = None) -> Run:
         except ValueError as problem:
             raise from_value_error(problem) from problem
     except UserError as problem:
-        if folder == Path() or config.task.own:
+        if folder == Path() or config.task.own or isinstance(problem, Interrupted):
             raise
         raise UserError(f"'{folder / CONFIG}': {problem}", exit_code=1) from problem
     return Run(folder, config, algorithm, world, state)

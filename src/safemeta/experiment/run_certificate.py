@@ -45,7 +45,7 @@ def certificate_of(run: Any, name: str | None) -> RunCertificate:
     if CLEARANCE not in dict(cmdp.signals):
         raise UserError(
             f"The task '{run.config.task.name}' measures no distance to obstacles, so that no safety index can judge"
-            " it; collision-avoidance and the Goal and Push tasks do."
+            f" '{run.folder}'; collision-avoidance and the Goal and Push tasks do."
         )
     if name is None:
         index = getattr(getattr(run.state, "learner", None), "index", None)
@@ -58,7 +58,7 @@ def certificate_of(run: Any, name: str | None) -> RunCertificate:
         source, shown = ("learned", None) if learned else ("fixed", options.index)
         return _numbers(source, shown, index, float(options.slack))
     if cmdp.safe_distance is None:
-        raise UserError(f"The task '{run.config.task.name}' names no safe distance for an index.")
+        raise UserError(f"The task of '{run.folder}', {run.config.task.name}, names no safe distance for an index.")
     try:
         return _numbers("named", name, SafetyIndex.named(name, cmdp.safe_distance), 0.0)
     except ValueError as problem:

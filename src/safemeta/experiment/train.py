@@ -127,6 +127,8 @@ def change(options: Any, given: Mapping[str, Any]) -> Any:
             raise unknown("option", name, fields)
     try:
         return decode(type(options), {**fields, **given}, "The options")
+    except Interrupted:
+        raise
     except UserError as problem:
         raise UserError(str(problem)) from problem  # here, unlike in a file, it is a matter of usage
 

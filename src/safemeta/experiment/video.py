@@ -92,7 +92,7 @@ def check_settings(out: Path | str | None, seed: int, steps: int, frames: int, f
     check_count("frames per second", fps)
     suffix = Path(out).suffix.lower().lstrip(".") if out is not None else "gif"
     if suffix not in FORMATS:
-        raise UserError(f"Videos are saved as {', '.join(FORMATS)}, not '{Path(str(out)).suffix or out}'.")
+        raise UserError(f"Videos are saved as {', '.join(FORMATS)}, so that '{out}' (--out) will not do.")
     if suffix == "mp4" and shutil.which("ffmpeg") is None:
         raise UserError("An mp4 needs ffmpeg, which is not installed; name a file that ends in .gif instead.")
 

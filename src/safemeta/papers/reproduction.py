@@ -16,6 +16,7 @@ from safemeta.papers.registry import Paper, check_budget, get
 from safemeta.papers.workers import work_in_processes
 
 RUNS = "runs"
+MOST_SEEDS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def reproduce(
     entry = get(paper)
     check_budget(budget)
     if seeds is not None:
-        check_count("seeds", seeds)
+        check_count("seeds", seeds, most=MOST_SEEDS)
     check_seed(first_seed)
     check_count("workers", workers)
     seeds = entry.seeds[budget] if seeds is None else seeds

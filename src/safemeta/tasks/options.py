@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+MOST = 1e9  # of anything that is counted
 Kind = Literal["switch", "count", "number", "range", "names"]
 
 
@@ -39,9 +40,14 @@ class Option:
             return f"one or more of {', '.join(self.choices)}, separated by commas"
         number = "a whole number" if self.kind == "count" else "a number"
         bounds = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        if self.high < math.inf:
-            bounds += f" and at most {self.high:g}"
+        if self.highest < math.inf:
+            bounds += f" and at most {self.highest:g}"
         return f"{number} {bounds}" + (", or two of them, low,high" if self.kind == "range" else "")
+
+    @property
+    def highest(self) -> float:
+        """The largest number that is allowed."""
+        return min(self.high, MOST) if self.kind == "count" else self.high
 
     def read(self, value: Any) -> Any:
         """The value as it is kept; `ValueError` (one sentence with what is allowed) if it is not allowed."""
@@ -74,7 +80,7 @@ class Option:
         except (ValueError, OverflowError):
             return None
         small = number <= self.low if self.above else number < self.low
-        return None if small or not math.isfinite(number) or number > self.high else number
+        return None if small or not math.isfinite(number) or number > self.highest else number
 
 
 def read(task: str, options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
