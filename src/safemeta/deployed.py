@@ -115,7 +115,7 @@ def _applied(layer: Layer, x: NDArray) -> NDArray:
 
 
 def single(**arrays: Any) -> dict[str, NDArray]:
-    """Arrays in single precision."""
+    """Arrays `[...]` of any shape in single precision."""
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 

@@ -37,7 +37,9 @@ class Algorithm(Protocol):
 
     config: Any
 
-    def init(self, key: PRNGKeyArray, cmdp: CMDP) -> Any: ...
+    def init(self, key: PRNGKeyArray, cmdp: CMDP) -> Any:
+        """The first state: a pytree of arrays."""
+        ...
 
     def iterate(self, state: Any, world: World, key: PRNGKeyArray) -> tuple[Any, Metrics]: ...
 

@@ -45,7 +45,7 @@ class BilevelConfig:
     tasks: int = 5  # per meta-iteration [P]
     episodes: int = 8  # per task and policy [S; released code: 8 of 500 steps]
     hidden: tuple[int, ...] = (64, 64)  # tanh layers of policy and critics [S; P: 32, 16]
-    deviation: Literal["free", "state"] = "free"
+    deviation: Literal["free", "state"] = "free"  # standard deviation: one vector, or an output of the network
     initial_log_std: float = -0.5  # [S]
 
     metric: Metric = "fisher"  # of the trust regions [S; released code: euclidean]

@@ -19,13 +19,24 @@ class CriticConfig(Protocol):
     """The settings that critics need; every on-policy `Config` has them."""
 
     @property
-    def critic(self) -> CriticKind: ...
+    def critic(self) -> CriticKind:
+        """Which kind."""
+        ...
+
     @property
-    def hidden(self) -> tuple[int, ...]: ...
+    def hidden(self) -> tuple[int, ...]:
+        """Layers of a neural one."""
+        ...
+
     @property
-    def critic_learning_rate(self) -> float: ...
+    def critic_learning_rate(self) -> float:
+        """Of Adam."""
+        ...
+
     @property
-    def minibatch(self) -> int: ...
+    def minibatch(self) -> int:
+        """Control steps in each."""
+        ...
 
 
 class CriticState(eqx.Module):

@@ -53,6 +53,7 @@ class Penalties(eqx.Module):
 
     @staticmethod
     def create(episodes: int, costs: int) -> "Penalties":
+        """Room for so many episodes, none as yet."""
         return Penalties(jnp.zeros((episodes, costs)), jnp.zeros((), jnp.int32))
 
     def add(self, rows: Float[Array, "rows costs"]) -> "Penalties":
@@ -114,7 +115,9 @@ class D4pgLearner:
             config.multipliers(len(cmdp.cost_names)),
         )
 
-    def act(self, state: State, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
+    def act(
+        self, state: State, observation: Float[Array, "rows observation"], key: PRNGKeyArray
+    ) -> Float[Array, "rows action"]:
         action = state.policy(observation)
         return jnp.clip(action + self.config.noise * jax.random.normal(key, action.shape, action.dtype), -1, 1)
 

@@ -25,11 +25,19 @@ class Evaluated(Protocol):
     """What is known of a policy; of signals the reward comes first (`tasks.tabular_exact.Evaluation` is one)."""
 
     @property
-    def performance(self) -> Float[Array, " signals"]: ...
+    def performance(self) -> Float[Array, " signals"]:
+        """Expected discounted sums."""
+        ...
+
     @property
-    def advantage(self) -> Float[Array, "states actions signals"]: ...
+    def advantage(self) -> Float[Array, "states actions signals"]:
+        """Of each action in each state."""
+        ...
+
     @property
-    def state_weight(self) -> Float[Array, " states"]: ...
+    def state_weight(self) -> Float[Array, " states"]:
+        """How often each state is visited, discounted."""
+        ...
 
 
 class Penalties(NamedTuple):

@@ -45,7 +45,7 @@ class FirstOrderConfig:
     episodes: int = 8  # per task
     hidden: tuple[int, ...] = (32, 32)  # tanh layers of the policy
     deviation: Literal["free", "state"] = "free"  # standard deviation: one vector, or an output of the network
-    initial_log_std: float = -0.5
+    initial_log_std: float = -0.5  # logarithm of the first standard deviation
     rule: Literal["gradient", "adam"] = "gradient"  # what a gradient becomes
     step: float = 1e-3  # size of its step
     margin: float = 0.1  # share of the limit that is kept as distance
@@ -65,7 +65,7 @@ class ProjectedConfig(FirstOrderConfig):
     """Settings of `projected-gradient`: FISAR's projection (eq. 6, with the right sign) of a plain step."""
 
     rate: float = 0.05  # share by which a violation falls, or a margin is used up, per update (alpha times beta)
-    metric: ProjectionMetric = "euclidean"
+    metric: ProjectionMetric = "euclidean"  # "closed_form" is the paper's
 
     def validate(self) -> None:
         super().validate()
@@ -79,7 +79,7 @@ class PrimalDualConfig(FirstOrderConfig):
     """Settings of `primal-dual`: descent on the Lagrangian, ascent on its multipliers (Chow et al. 2017)."""
 
     multiplier_step: float = 0.1  # times the violation, per update
-    initial_multiplier: float = 0.0
+    initial_multiplier: float = 0.0  # price of a unit of cost before the first update
 
     def validate(self) -> None:
         super().validate()
@@ -104,7 +104,9 @@ class FirstOrderAlgorithm(ABC):
         config.validate()
 
     @abstractmethod
-    def transformation(self, costs: int) -> optax.GradientTransformationExtraArgs: ...
+    def transformation(self, costs: int) -> optax.GradientTransformationExtraArgs:
+        """From the gradient of minus the return to the parameters' change, under so many costs."""
+        ...
 
     def init(self, key: PRNGKeyArray, cmdp: CMDP) -> State:
         policy = init_policy(self.config, cmdp, key)

@@ -24,7 +24,7 @@ class Config:
     meta_iterations: int = 80  # iterations that train the optimizer
     hidden: tuple[int, ...] = (32, 32)  # tanh layers of the policy
     deviation: Literal["free", "state"] = "free"  # standard deviation: one vector, or an output of the network
-    initial_log_std: float = -0.5
+    initial_log_std: float = -0.5  # logarithm of the first standard deviation
     step: float = 0.05  # beta
     class_k: Shape = "linear"  # alpha
     rate: float = 4.0  # slope of alpha: a violation falls to first order by the share rate * step per update

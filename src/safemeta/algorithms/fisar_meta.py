@@ -33,9 +33,13 @@ class Problems(Protocol):
         """A problem and a start."""
         ...
 
-    def objective(self, problem: Any, x: Vector) -> Float[Array, ""]: ...
+    def objective(self, problem: Any, x: Vector) -> Float[Array, ""]:
+        """What is minimised."""
+        ...
 
-    def constraints(self, problem: Any, x: Vector) -> Float[Array, " m"]: ...
+    def constraints(self, problem: Any, x: Vector) -> Float[Array, " m"]:
+        """At most zero where they are kept."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class MetaConfig:
     units: int = 20  # of each LSTM layer [A]
     layers: int = 2  # [A]
     preprocessing: float | None = 10.0  # p [A]
-    output_scale: float = 1.0
+    output_scale: float = 1.0  # of the LSTM's output
     step: float = 0.1  # beta
-    class_k: ClassK = field(default_factory=ClassK)
+    class_k: ClassK = field(default_factory=ClassK)  # alpha
     metric: ProjectionMetric = "euclidean"  # "closed_form" is the paper's
     second_derivatives: bool = False  # False: gradients of f and C count as constants [A and FISAR]
     weighting: Weighting = "relative"  # w_k = 1, or 1 / |f| at the start of the window

@@ -73,7 +73,7 @@ def signals(
 def metric_at(
     config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array, valid: Array
 ) -> Metric | None:
-    """The Fisher metric at `x` on some of the valid states, or None for the Euclidean one."""
+    """The Fisher metric at `x` on some valid states of `[..., time, observation]`, or None for the Euclidean one."""
     if config.metric == "euclidean":
         return None
     states, weight = metric_states(observations, state_weight(valid), config.fisher_states)

@@ -29,8 +29,8 @@ class LagrangeConfig:
 
     multiplier_update: Literal["adam", "gradient"] = "adam"  # "gradient": projected gradient, in the limit's unit
     multiplier_learning_rate: float = 0.035  # per iteration
-    initial_multiplier: float = 0.001
-    largest_multiplier: float = 1000.0
+    initial_multiplier: float = 0.001  # price of a unit of cost before the first update
+    largest_multiplier: float = 1000.0  # multipliers rest there
     multiplier_damping: float = 0.0  # what is added to a multiplier per unit of present violation: a PID's P
     standardize_reward: bool = False  # prices in standard deviations of the reward's advantage
 

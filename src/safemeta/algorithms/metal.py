@@ -49,7 +49,7 @@ LOG_RATE_RANGE = (-10.0, 5.0)  # of alpha_lambda, so that exp stays finite; not 
 class MetaConfig(ConstrainedConfig):
     """Settings of learners whose meta-parameters look one step of the critic ahead; all chosen."""
 
-    meta_rate: float = 1e-3
+    meta_rate: float = 1e-3  # of the meta-optimizer
     meta_optimizer: Literal["adam", "sgd"] = "adam"  # sgd: the paper's update
     inner_step: InnerStep = "adam"  # what is differentiated; sgd: a step of plain SGD in its place (Theorem 1)
     validation_share: float = 0.5  # of a batch: held out from the inner step
@@ -77,7 +77,7 @@ class Config(MetaConfig):
     """Settings of `metal`; the paper's own are in an appendix that is lost, and all of these were chosen."""
 
     initial_log_rate: float = 0.0  # alpha_lambda: at 0 the rate is `multiplier_rate`, as in `rc-d4pg`
-    outer_loss: OuterLoss = "critic"
+    outer_loss: OuterLoss = "critic"  # what the meta-gradient lowers: the critic's loss, the policy's, or both
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""

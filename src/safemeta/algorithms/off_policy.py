@@ -52,9 +52,13 @@ class OffPolicyConfig:
 class Learner(Protocol):
     """What learns from batches: pure functions of a state, which has a `policy`. Must be hashable."""
 
-    def init(self, key: PRNGKeyArray) -> Any: ...
+    def init(self, key: PRNGKeyArray) -> Any:
+        """The first state."""
+        ...
 
-    def act(self, state: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
+    def act(
+        self, state: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray
+    ) -> Float[Array, "rows action"]:
         """Actions to explore with."""
         ...
 

@@ -37,11 +37,11 @@ class OnPolicyConfig:
     episodes: int = 10  # episodes per task
     hidden: tuple[int, ...] = (64, 64)  # tanh layers of policy and critics
     deviation: Literal["free", "state"] = "free"  # standard deviation: one vector, or an output of the network
-    initial_log_std: float = -0.5
-    critic: Literal["neural", "linear"] = "neural"
-    critic_learning_rate: float = 1e-3
+    initial_log_std: float = -0.5  # logarithm of the first standard deviation
+    critic: Literal["neural", "linear"] = "neural"  # value functions; linear in features of state and time
+    critic_learning_rate: float = 1e-3  # of Adam on the neural critic
     critic_steps: int = 80  # minibatches per iteration
-    minibatch: int = 500
+    minibatch: int = 500  # control steps in each of the critic's
     gae_smoothing: float = 0.95  # lambda of generalised advantage estimation
     reward_weighting: StateWeighting = "uniform"  # "discounted": the exact gradient of the discounted return
     margin: float = 0.0  # learners with constraints aim this share of the limit below it

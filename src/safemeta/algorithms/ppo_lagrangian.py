@@ -29,7 +29,7 @@ class Config(OnPolicyConfig, LagrangeConfig):
     """Settings of `ppo-lagrangian`."""
 
     clip: float = 0.2  # of the importance ratio
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: float = 3e-4  # of Adam on the policy
     policy_steps: int = 400  # minibatches of the policy per iteration
     kl_limit: float = 0.02  # once the KL of a minibatch is above, the policy rests until the next iteration
     largest_gradient: float = 0.5  # global norm to which gradients are clipped

@@ -30,12 +30,12 @@ Price = Callable[[Float[Array, "batch observation"], Float[Array, "batch action"
 class SacConfig(OffPolicyConfig):
     """Settings of the actor-critic; defaults as in FAC-SIS (Table 4), the steps of the rates from its released code."""
 
-    policy_rate: Rate = (3e-5, 1e-6, 1_000_000)
-    critic_rate: Rate = (8e-5, 1e-6, 2_000_000)
-    temperature_rate: Rate = (8e-5, 8e-6, 1_000_000)
+    policy_rate: Rate = (3e-5, 1e-6, 1_000_000)  # of Adam: from, to, over how many of its steps
+    critic_rate: Rate = (8e-5, 1e-6, 2_000_000)  # the same of the critics
+    temperature_rate: Rate = (8e-5, 8e-6, 1_000_000)  # the same of the temperature's logarithm
     policy_interval: int = 3  # gradient steps of the critics per one of policy, temperature and target networks
     polyak: float = 0.005  # step of the target networks towards the critics
-    initial_temperature: float = 1.0
+    initial_temperature: float = 1.0  # weight of the entropy in the policy's objective
     action_scale: float = 1.0  # actions reach from -scale to scale; environments clip them to [-1, 1]
     gradient_clip: float = 10.0  # global norm (released code; the paper's eq. 10 has 1)
 
@@ -109,7 +109,7 @@ def critic_step(
 def regress(
     optimizer: optax.GradientTransformation, critic: ActionValue, state: Any, batch: Batch, target: Array
 ) -> tuple[ActionValue, Any, Array]:
-    """One step of a critic on `1/2 E[(Q(s, a) - target)^2]`: the critic, its optimizer's state, the loss."""
+    """One step of a critic on `1/2 E[(Q(s, a) - target)^2]`, `target[batch]`: the critic, its optimizer, the loss."""
 
     def loss(critic: ActionValue) -> Array:
         return 0.5 * batch.mean((critic(batch.observation, batch.action) - target) ** 2)
@@ -120,7 +120,7 @@ def regress(
 
 def policy_loss(
     policy: SquashedPolicy, actor: SoftActorCritic, price: Price, batch: Batch, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], tuple[Array, Array]]:
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """`E[alpha log pi(a|s) - min Q(s, a) + price(s, a)]`, and mean log-density and price."""
     action, log_prob = policy.sample(batch.observation, key)
     first, second = (critic(batch.observation, action) for critic in actor.critics)
@@ -172,6 +172,7 @@ class SacState(eqx.Module):
 
     @property
     def policy(self) -> SquashedPolicy:
+        """The actor's."""
         return self.actor.policy
 
 
@@ -189,6 +190,8 @@ class SacLearner:
         critic = ActionValue.create(cmdp.observation_size, cmdp.action_size, key, **shape)
         return critic, fresh(descent(config.critic_rate, config.gradient_clip), critic)
 
-    def act(self, state: SacState, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
+    def act(
+        self, state: SacState, observation: Float[Array, "rows observation"], key: PRNGKeyArray
+    ) -> Float[Array, "rows action"]:
         """Draws."""
         return state.policy.sample(observation, key)[0]

@@ -19,11 +19,19 @@ class PolicyConfig(Protocol):
     """The settings of a Gaussian policy."""
 
     @property
-    def hidden(self) -> tuple[int, ...]: ...
+    def hidden(self) -> tuple[int, ...]:
+        """Sizes of the tanh layers."""
+        ...
+
     @property
-    def deviation(self) -> Deviation: ...
+    def deviation(self) -> Deviation:
+        """Standard deviation: one vector, or an output of the network."""
+        ...
+
     @property
-    def initial_log_std(self) -> float: ...
+    def initial_log_std(self) -> float:
+        """Logarithm of the first standard deviation."""
+        ...
 
 
 def init_policy(config: PolicyConfig, cmdp: CMDP, key: PRNGKeyArray) -> GaussianPolicy:

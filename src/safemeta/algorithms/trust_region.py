@@ -31,7 +31,7 @@ class TrustRegionConfig(OnPolicyConfig):
     """Settings of a trust-region step (Schulman et al. 2015, Achiam et al. 2017); values as usual in the field."""
 
     kl_radius: float = 0.01  # mean KL of one step
-    cg_iterations: int = 10
+    cg_iterations: int = 10  # conjugate-gradient steps per solution with the metric
     damping: float = 1e-2  # of the Fisher metric
     fisher_states: int = 5000  # states of the Fisher metric
     cross_fit: bool = False  # predict effects across halves of the episodes (directions.py)

@@ -47,7 +47,7 @@ class AvoidableSet(eqx.Module):
 
     @property
     def coordinates(self) -> tuple[Array, ...]:
-        """Along each axis; a periodic one leaves out its upper end, which is its lower."""
+        """`[points]` along each axis; a periodic one leaves out its upper end, which is its lower."""
         return self.grid.coordinate_vectors
 
     @property

@@ -59,6 +59,7 @@ class Tasks(eqx.Module):
 
     @property
     def count(self) -> int:
+        """How many tasks there are."""
         return self.limits.shape[0]
 
     def __getitem__(self, index: Any) -> "Tasks":
@@ -89,22 +90,30 @@ class World(Protocol):
     """
 
     @property
-    def cmdp(self) -> CMDP: ...
+    def cmdp(self) -> CMDP:
+        """Sizes, signals and limits."""
+        ...
 
     @property
     def functional(self) -> bool:
         """Whether every method may be called inside jit, the world itself being a static argument."""
         ...
 
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks: ...
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        """So many independent tasks of a split: "train", "validation" or "test"."""
+        ...
 
     def collect(
         self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
-    ) -> Trajectory: ...
+    ) -> Trajectory:
+        """So many whole episodes of each task, with all that was seen and done."""
+        ...
 
     def measure(
         self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
-    ) -> Performance: ...
+    ) -> Performance:
+        """Totals of the episodes that `collect` would give with the same key."""
+        ...
 
 
 class InteractiveWorld(World, Protocol):

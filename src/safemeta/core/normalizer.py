@@ -18,6 +18,7 @@ class Normalizer(eqx.Module):
 
     @staticmethod
     def create(size: int, clip: float = 5.0) -> "Normalizer":
+        """For observations `[size]`, which stay as they are until data come."""
         return Normalizer(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size), clip)
 
     @property

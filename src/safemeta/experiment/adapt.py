@@ -59,14 +59,17 @@ class AdaptationReport:
 
     @property
     def before(self) -> Interval:
+        """The meta-policy's return."""
         return self.return_by_step[0]
 
     @property
     def after_one(self) -> Interval:
+        """The return after one step."""
         return self.return_by_step[1]
 
     @property
     def after(self) -> Interval:
+        """The return after all steps."""
         return self.return_by_step[-1]
 
     @property

@@ -62,8 +62,8 @@ def probability_of_improvement(
 ) -> Estimate:
     """How likely a run is better than another one's on a task drawn at random: P(X > Y) + P(X = Y) / 2.
 
-    The mean over tasks of the Mann-Whitney statistic over all pairs of runs. `scores` and `others` have the same tasks,
-    but not necessarily as many runs.
+    The mean over tasks of the Mann-Whitney statistic over all pairs of runs. `scores[runs, tasks]` and `others` have
+    the same tasks, but not necessarily as many runs.
     """
     table, against = _checked(scores), _checked(others)
     if table.shape[1] != against.shape[1]:
@@ -81,7 +81,7 @@ def probability_of_improvement(
 def performance_profile(
     scores: ArrayLike, thresholds: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Band:
-    """The share of all runs and tasks whose score is above each threshold."""
+    """The share of all `scores[runs, tasks]` that are above each of `thresholds[levels]`."""
     table, levels = _checked(scores), np.asarray(thresholds, float)
 
     def above(x: NDArray) -> NDArray:
@@ -94,8 +94,9 @@ def performance_profile(
 def exceedance(costs: ArrayLike, limits: ArrayLike, *, confidence: float = 0.95) -> Estimate:
     """The probability that a limit is exceeded, with its exact (Clopper-Pearson) interval.
 
-    `costs` and `limits` are broadcast against each other; each number counts as one independent trial, so that they
-    should be costs of independently drawn tasks or of independent trainings, not of the policies along one adaptation.
+    `costs[...]` and `limits[...]` are broadcast against each other; each number counts as one independent trial, so
+    that they should be costs of independently drawn tasks or of independent trainings, not of the policies along one
+    adaptation.
     """
     above = np.asarray(costs, float) > np.asarray(limits, float)
     if above.size == 0 or not np.isfinite(np.asarray(costs, float)).all():

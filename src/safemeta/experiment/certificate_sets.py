@@ -38,6 +38,7 @@ class Sets:
     unsettled: float
 
     def to_json(self) -> dict[str, Any]:
+        """As in `certificate.json`."""
         return {"grid": list(self.avoidable.values.shape), "unsettled": self.unsettled, "inclusion": self.inclusions}
 
 

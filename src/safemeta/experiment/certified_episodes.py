@@ -34,6 +34,7 @@ class Certifier:
         return action, (candidates.feasible, jnp.mean(candidates.satisfied, axis=-1, dtype=action.dtype))
 
     def learn(self, state: Any, transition: Transition, note: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
+        """Nothing is learned: what was seen in each row, leaves `[rows, ...]`."""
         _, index = state
         now, following = transition.signals[CLEARANCE], transition.next_signals[CLEARANCE]
         feasible, safe_share = note
@@ -54,7 +55,7 @@ class Certifier:
 
 
 def noiseless(policy: Any, observation: Float[Array, "rows observation"], key: PRNGKeyArray) -> Array:
-    """The action without noise of a policy that has one (a `mode`); others act as they do."""
+    """`[rows, action]`: the action without noise of a policy that has one (a `mode`); others act as they do."""
     if hasattr(policy, "mode"):
         return policy.mode(observation)
     return act_on_rows(policy, observation, jax.random.split(key, observation.shape[0]))[0]
@@ -107,7 +108,7 @@ class Visited:
 def visit(
     world: Any, policy: Any, certificate: RunCertificate, tasks: Any, key: jax.Array, episodes: int, points: int
 ) -> Visited:
-    """Run one episode in each row (task, episode)."""
+    """Run one episode in each row (task, episode): leaves `[time, rows, ...]`."""
     agent = Certifier(points, certificate.slack)
     _, records = world.interact(agent, (policy, certificate.index), tasks, key, episodes)
     return Visited(**{name: np.asarray(values) for name, values in records.items()})

@@ -95,6 +95,7 @@ class CertificateReport:
     picture: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """As in `certificate.json`."""
         content = dataclasses.asdict(self)
         content["picture"] = None if self.picture is None else str(self.picture)
         return content

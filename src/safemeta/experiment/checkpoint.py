@@ -47,7 +47,7 @@ def save(path: Path, state: Any, **header: Any) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays in `path`, verified by checksum; `UserError` with exit code 1 otherwise."""
+    """The header and the arrays `[...]` in `path`, verified by checksum; `UserError` with exit code 1 otherwise."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as problem:
@@ -97,9 +97,11 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
+        """The file of the state with the best score."""
         return self.folder / "best.safetensors"
 
     def path(self, iteration: int) -> Path:
+        """The file of an iteration."""
         return self.folder / f"iteration-{iteration:08d}.safetensors"
 
     def iterations(self) -> list[int]:

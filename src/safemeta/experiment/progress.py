@@ -20,11 +20,17 @@ class Reporter(Protocol):
 
     def end(self) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A sentence for who watches."""
+        ...
 
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str) -> None:
+        """A sentence for who watches or reads the log."""
+        ...
 
-    def summary(self, content: Mapping[str, Any]) -> None: ...
+    def summary(self, content: Mapping[str, Any]) -> None:
+        """What came of it, as JSON values."""
+        ...
 
 
 @contextlib.contextmanager
@@ -47,6 +53,7 @@ class Pace:
         self._first: tuple[int, float] | None = None
 
     def measure(self, step: int, total: int) -> tuple[str, str]:
+        """After `step` of `total` steps."""
         now = time.monotonic()
         since, began = self._first if self._first is not None else self._start
         rate = (step - since) / max(now - began, 1e-9)

@@ -42,11 +42,12 @@ class Recording:
 
     @property
     def steps(self) -> int:
+        """How many there are."""
         return len(self.reward)
 
     @property
     def costly(self) -> np.ndarray:
-        """The steps that cost anything. A cost that is never zero, such as that of control, says nothing here."""
+        """The steps that cost anything, `[steps]`. A cost that is never zero, such as of control, does not count."""
         counts = np.all(self.costs == np.round(self.costs), axis=0)
         tells = counts | np.any(self.costs == 0, axis=0)
         return np.asarray(np.any((self.costs > 0) & tells, axis=1))

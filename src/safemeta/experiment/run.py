@@ -182,9 +182,9 @@ def create_folder(config: RunConfig, out: Path | str | None) -> Path:
     """Make the run's folder and write `config.json`; an existing run is never overwritten."""
     try:
         folder = _free_folder(config) if out is None else _named_folder(Path(out))
+        write_json(folder / CONFIG, config.to_json())  # first: without it the folder is still empty, and free
         for part in ("checkpoints", "plots"):
             (folder / part).mkdir(exist_ok=True)
-        write_json(folder / CONFIG, config.to_json())
     except OSError as problem:
         raise writing_failed(problem, out or "runs") from problem
     return folder

@@ -17,7 +17,7 @@ RESAMPLES = 10_000
 def bootstrap(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values.
+    """Percentile bootstrap interval of the mean of independent `values[...]`.
 
     One value alone gives no interval: both ends are NaN then.
     """
@@ -70,7 +70,7 @@ def bootstrap_nested(
 
 
 def mean_interval(values: ArrayLike, axis: int = -1, confidence: float = 0.95) -> tuple[NDArray, NDArray, NDArray]:
-    """Mean along `axis` and Student's t interval: `mean -+ t s / sqrt(n)`. A single value gives NaN ends."""
+    """Mean of `values[...]` along `axis`, and Student's t interval `mean -+ t s / sqrt(n)`; NaN for a single value."""
     sample = np.asarray(values, float)
     size = sample.shape[axis]
     mean = sample.mean(axis)

@@ -196,7 +196,7 @@ class TopDown:
 
 
 def robot_parts(kind: str) -> list[tuple[np.ndarray, str]]:
-    """Outlines of a robot's parts in its own frame (m), and their colours: drawn over one another in this order."""
+    """Outlines `[points, 2]` of a robot's parts in its own frame (m), and their colours: drawn in this order."""
     body = COLOURS["robot"]
     if kind == "point":
         angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -216,7 +216,7 @@ def _rectangle(x: float, y: float, half_x: float, half_y: float) -> np.ndarray:
 
 
 def turned(angle: float) -> np.ndarray:
-    """The matrix of a rotation in the plane."""
+    """The matrix `[2, 2]` of a rotation in the plane by `angle` (rad)."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 

@@ -23,6 +23,7 @@ class ActionValue(eqx.Module):
         hidden: tuple[int, ...] = (256, 256),
         scale: float = 1.0,
     ) -> "ActionValue":
+        """Fresh weights."""
         return ActionValue(MLP.create(observation_size + action_size, 1, hidden, key, activation=jax.nn.elu), scale)
 
     def __call__(
@@ -43,6 +44,7 @@ class MultiplierNetwork(eqx.Module):
     def create(
         observation_size: int, key: PRNGKeyArray, *, hidden: tuple[int, ...] = (256, 256), initial_bias: float = -10.0
     ) -> "MultiplierNetwork":
+        """Fresh weights; `softplus(initial_bias)` is about what it gives at first."""
         mlp = MLP.create(observation_size, 1, hidden, key, activation=jax.nn.elu)
         return MultiplierNetwork(eqx.tree_at(lambda m: m.layers[-1].bias, mlp, jnp.full(1, initial_bias)))
 

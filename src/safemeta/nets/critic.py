@@ -22,6 +22,7 @@ class Critic(eqx.Module):
     def create(
         inputs: int, signals: int, key: PRNGKeyArray, *, hidden: tuple[int, ...] = (64, 64), scale: float = 10.0
     ) -> "Critic":
+        """Fresh weights, one output for each signal."""
         make = eqx.filter_vmap(lambda k: MLP.create(inputs, 1, hidden, k, output_gain=0.1))
         return Critic(make(jax.random.split(key, signals)), scale)
 

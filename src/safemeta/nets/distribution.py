@@ -31,5 +31,6 @@ class DiagonalGaussian(eqx.Module):
         return jnp.sum(0.5 * (difference**2 + jnp.exp(2 * ratio) - 1) - ratio, axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch action"]:
+        """`mean + std z` with standard normal z."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.log_std) * noise

@@ -21,6 +21,7 @@ class LayerNormMLP(eqx.Module):
 
     @staticmethod
     def create(inputs: int, hidden: tuple[int, ...], key: PRNGKeyArray) -> "LayerNormMLP":
+        """Fresh weights."""
         keys = jax.random.split(key, len(hidden))
         sizes = zip((inputs, *hidden[:-1]), hidden, keys, strict=True)
         layers = tuple(_uniform(before, after, k) for before, after, k in sizes)
@@ -57,6 +58,7 @@ class DeterministicPolicy(eqx.Module):
     def create(
         observation_size: int, action_size: int, key: PRNGKeyArray, *, hidden: tuple[int, ...] = (256, 256, 256)
     ) -> "DeterministicPolicy":
+        """Fresh weights."""
         torso_key, head_key = jax.random.split(key)
         torso = LayerNormMLP.create(observation_size, hidden, torso_key)
         return DeterministicPolicy(torso, _normal(hidden[-1], action_size, 1e-4, head_key))
@@ -91,6 +93,7 @@ class CategoricalValue(eqx.Module):
         *,
         hidden: tuple[int, ...] = (512, 512, 256),
     ) -> "CategoricalValue":
+        """Fresh weights."""
         torso_key, head_key = jax.random.split(key)
         torso = LayerNormMLP.create(observation_size + action_size, hidden, torso_key)
         return CategoricalValue(torso, _normal(hidden[-1], atoms, 1.0, head_key))

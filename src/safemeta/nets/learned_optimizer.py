@@ -30,6 +30,7 @@ class LSTMCell(eqx.Module):
 
     @staticmethod
     def create(inputs: int, units: int, key: PRNGKeyArray) -> "LSTMCell":
+        """Fresh weights."""
         weight = jax.nn.initializers.glorot_uniform()(key, (inputs + units, 4 * units))
         return LSTMCell(weight, jnp.zeros(4 * units).at[units : 2 * units].set(1))
 

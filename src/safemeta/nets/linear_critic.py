@@ -17,12 +17,14 @@ class LinearCritic(eqx.Module):
 
     @staticmethod
     def create(inputs: int, signals: int) -> "LinearCritic":
+        """All weights zero."""
         return LinearCritic(jnp.zeros((2 * inputs + 4, signals)))
 
     @staticmethod
     def features(
         inputs: Float[Array, "*batch time inputs"], horizon: int, first_step: int = 0
     ) -> Float[Array, "*batch time features"]:
+        """What values are linear in, without weights."""
         steps = (first_step + jnp.arange(inputs.shape[-2], dtype=inputs.dtype)) / horizon
         clock = jnp.stack([steps, steps**2, steps**3, jnp.ones_like(steps)], -1)
         clock = jnp.broadcast_to(clock, (*inputs.shape[:-1], 4))

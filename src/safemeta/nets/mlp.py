@@ -39,6 +39,7 @@ class MLP(eqx.Module):
         output_gain: float = 1.0,
         activation: Callable[[Array], Array] = jnp.tanh,
     ) -> "MLP":
+        """Orthogonal weights; `output_gain` is the last layer's."""
         sizes = (inputs, *hidden, outputs)
         gains = (2**0.5,) * len(hidden) + (output_gain,)
         keys = jax.random.split(key, len(gains))

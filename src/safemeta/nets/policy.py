@@ -45,6 +45,7 @@ class GaussianPolicy(eqx.Module):
         deviation: DeviationKind = "free",
         initial_log_std: float = -0.5,
     ) -> "GaussianPolicy":
+        """A fresh policy whose mean is about 0 everywhere."""
         outputs = action_size * (2 if deviation == "state" else 1)
         mlp = MLP.create(observation_size, outputs, hidden, key, output_gain=0.01)
         network = PolicyNetwork(mlp, jnp.zeros(action_size) + initial_log_std)

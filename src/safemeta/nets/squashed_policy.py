@@ -31,6 +31,7 @@ class SquashedPolicy(eqx.Module):
         hidden: tuple[int, ...] = (256, 256),
         scale: float = 1.0,
     ) -> "SquashedPolicy":
+        """Fresh weights."""
         return SquashedPolicy(MLP.create(observation_size, 2 * action_size, hidden, key, activation=jax.nn.elu), scale)
 
     def distribution(self, observation: Float[Array, "*batch observation"]) -> DiagonalGaussian:

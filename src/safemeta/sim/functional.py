@@ -22,9 +22,9 @@ class FunctionalEnvironment(Protocol):
     (`CMDP.signals`) also has `signals(parameters, state)`.
     """
 
-    def reset(
-        self, parameters: Parameters, key: PRNGKeyArray
-    ) -> tuple[PyTree[Array], Float[Array, " observation"]]: ...
+    def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[PyTree[Array], Float[Array, " observation"]]:
+        """The first state of an episode, and its observation."""
+        ...
 
     def step(
         self, parameters: Parameters, state: PyTree[Array], action: Float[Array, " action"]

@@ -166,10 +166,11 @@ class Host:
 
     @property
     def observation_size(self) -> int:
+        """Of the flattened observation."""
         return spaces.flatdim(self.observation_space)
 
     def start(self, parameters: Mapping[str, Any], seeds: Any, episodes: int) -> tuple[int, np.ndarray]:
-        """Begin an episode in each row: the session's number and the first observations."""
+        """Begin an episode in each row: the session's number, the first observations `[rows, size]`."""
         columns = {name: np.asarray(values) for name, values in parameters.items()}
         own = [{name: values[row].tolist() for name, values in columns.items()} for row in range(len(seeds))]
         session = Session(
@@ -199,7 +200,7 @@ class Host:
         return number, np.full((len(own), self.observation_size), np.nan) if first is None else first
 
     def advance(self, number: int, action: np.ndarray, alive: np.ndarray) -> StepOfRows:
-        """One control step of the rows that are alive; NaN everywhere once anything has failed."""
+        """One control step of the rows that are alive, `action[rows, size]`; NaN everywhere once any has failed."""
         session = self._sessions[number]
         session.steps += 1
 
@@ -277,7 +278,7 @@ class Host:
         row.observation = outcome.observation
 
     def flat(self, observation: Any) -> np.ndarray:
-        """The observation as one row of finite numbers."""
+        """The observation as finite numbers `[observation]`."""
         if isinstance(self.observation_space, spaces.Box):
             flat = np.array(observation, float).ravel()
         else:

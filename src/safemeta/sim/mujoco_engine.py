@@ -99,7 +99,7 @@ class Engine:
         }
 
     def start(self, placement: Placement, episodes: int = 1, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
-        """Begin an episode in each row of the placement: the session's number and the readings."""
+        """Begin an episode in each row of the placement: the session's number and the readings `[rows, values]`."""
         qpos, qvel, mocap = (np.asarray(leaf, np.float64) for leaf in (placement.qpos, placement.qvel, placement.mocap))
         seed = None if placement.seed is None else np.asarray(placement.seed)
         rows = qpos.shape[0]
@@ -125,7 +125,7 @@ class Engine:
         return np.asarray(number, np.int32), self._on_all(session, work, range(rows))
 
     def advance(self, number: Any, ctrl: Any, kick: Any, alive: Any) -> np.ndarray:
-        """One control step of the rows that are alive; the others keep their readings."""
+        """One control step of the rows that are alive; the others keep their readings `[rows, values]`."""
         session = self._sessions[int(number)]
         session.steps += 1
         going = np.flatnonzero(np.asarray(alive)).tolist()

@@ -61,7 +61,9 @@ class Simulator(Protocol):
 
     def reset(
         self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
-    ) -> tuple[PyTree[Array], Float[Array, "rows observation"]]: ...
+    ) -> tuple[PyTree[Array], Float[Array, "rows observation"]]:
+        """First states and observations of all rows, each from a key of its own."""
+        ...
 
     def step(
         self,

@@ -224,7 +224,7 @@ def orthonormal_rows(
 
 @jax.custom_jvp
 def with_derivative_of(value: Array, formula: Array) -> Array:
-    """`value`, with the derivatives (of any order) of `formula`.
+    """`value[...]`, with the derivatives (of any order) of `formula[...]`, which has its shape.
 
     For a solution found by a search that cannot be differentiated, while a closed formula is known that holds in its
     neighbourhood. Without differentiation `formula` is never computed.

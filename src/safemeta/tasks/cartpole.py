@@ -193,6 +193,7 @@ class Cartpole:
 
     @property
     def observation_size(self) -> int:
+        """Sensors, and satisfied constraints where they are seen."""
         return 5 + (len(self.constraints) if self.observe_constraints else 0)
 
     def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[CartpoleState, Float[Array, " observation"]]:

@@ -58,11 +58,13 @@ class Runner:
 
     @property
     def observation_size(self) -> int:
+        """Positions, but for those that are hidden, and velocities."""
         model = _reference(self.file)
         return model.nq + model.nv - self.hidden
 
     @property
     def action_size(self) -> int:
+        """Motors."""
         return _reference(self.file).nu
 
     @property
@@ -176,6 +178,7 @@ class Humanoid(Runner):
 
     @property
     def observation_size(self) -> int:
+        """The same, and inertias, velocities and external forces of all bodies, and the forces of its motors."""
         model = _reference(self.file)
         return model.nq - self.hidden + 2 * model.nv + (10 + 6 + 6) * model.nbody
 

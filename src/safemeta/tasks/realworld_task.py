@@ -82,10 +82,12 @@ class RealWorld(ABC):
 
     @property
     def observation_size(self) -> int:
+        """What dm_control shows, and satisfied constraints where they are seen."""
         return self.seen + (len(self.constraints) if self.observe_constraints else 0)
 
     @property
     def action_size(self) -> int:
+        """Motors."""
         return reference(type(self)).nu
 
     @classmethod

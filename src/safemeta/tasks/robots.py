@@ -32,12 +32,18 @@ class Robot(Protocol):
     """A robot: hashable, its model added to a task's."""
 
     @property
-    def sensor_size(self) -> int: ...
+    def sensor_size(self) -> int:
+        """How much of the observation its sensors are."""
+        ...
 
     @property
-    def reads(self) -> tuple[str, ...]: ...
+    def reads(self) -> tuple[str, ...]:
+        """What is read of the physics for it."""
+        ...
 
-    def add_to(self, spec: Any) -> None: ...
+    def add_to(self, spec: Any) -> None:
+        """Adds its model to a task's."""
+        ...
 
     def place(
         self, x: Float[Array, ""], y: Float[Array, ""], yaw: Float[Array, ""]
@@ -45,7 +51,9 @@ class Robot(Protocol):
         """Position and velocity coordinates of the robot at rest."""
         ...
 
-    def body(self, reading: Reading) -> Body: ...
+    def body(self, reading: Reading) -> Body:
+        """Where it is and how it moves, from what was read."""
+        ...
 
 
 @dataclass(frozen=True)

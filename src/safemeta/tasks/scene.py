@@ -44,7 +44,9 @@ class Scene(Protocol):
     """A navigation task of one row. Must be hashable."""
 
     @property
-    def costs(self) -> tuple[str, ...]: ...
+    def costs(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -60,11 +62,15 @@ class Scene(Protocol):
         """A layout, and whether one was found."""
         ...
 
-    def begin(self, parameters: Parameters, state: SceneState, body: Body, reading: Reading) -> SceneState: ...
+    def begin(self, parameters: Parameters, state: SceneState, body: Body, reading: Reading) -> SceneState:
+        """The state once the physics has been placed and read."""
+        ...
 
     def look(
         self, parameters: Parameters, state: SceneState, body: Body, reading: Reading
-    ) -> Float[Array, " lidar_bins"]: ...
+    ) -> Float[Array, " lidar_bins"]:
+        """What the lidar shows."""
+        ...
 
     def step(
         self, parameters: Parameters, state: SceneState, body: Body, reading: Reading
@@ -122,6 +128,7 @@ class MujocoScene:
 
     @property
     def costs(self) -> tuple[str, ...]:
+        """Their names."""
         return merged_names(self.scene.costs, self.combine)
 
     @property
@@ -130,6 +137,7 @@ class MujocoScene:
 
     @property
     def observation_size(self) -> int:
+        """Sensors and lidar."""
         return self.robot.sensor_size + self.scene.lidar_bins
 
     def model(self) -> Any:
@@ -191,10 +199,12 @@ class PointScene:
 
     @property
     def costs(self) -> tuple[str, ...]:
+        """Their names."""
         return merged_names(self.scene.costs, self.combine)
 
     @property
     def observation_size(self) -> int:
+        """Sensors and lidar."""
         return 12 + self.scene.lidar_bins
 
     def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[PointSceneState, Float[Array, " observation"]]:

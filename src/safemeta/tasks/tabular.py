@@ -127,7 +127,8 @@ class TabularEnvironment:
 
     The observation is the state, one-hot. An action is a vector with one score per action, and the action with the
     highest score is taken (the first of equals): one-hot vectors, logits and Gaussian samples all work. Reward and
-    costs are the expectations `r(s, a)` and `c(s, a)`. Never terminates.
+    costs are the expectations `r(s, a)` and `c(s, a)`. Never terminates. Its own state is `[1 + key]`: the index of the
+    state, and the key of what happens next.
     """
 
     def reset(self, parameters: Parameters, key: PRNGKeyArray) -> tuple[Array, Float[Array, " observation"]]:

@@ -21,7 +21,7 @@ class Trace:
     arrays: dict[str, np.ndarray]
 
     def array(self, name: str, *shape: int) -> np.ndarray:
-        """A finite array whose shape is as expected. Raises `TraceError`."""
+        """A finite array of the expected shape, `[*shape]`. Raises `TraceError`."""
         if name not in self.arrays:
             raise TraceError(f"{self.file} is not a complete trace: it has no array {name!r}")
         array = self.arrays[name]
