@@ -25,7 +25,7 @@ from _table import Row, print_json
 from jaxtyping import Array, Float
 
 from safemeta.algorithms import bilevel, meta_cpo
-from safemeta.algorithms.bilevel import MetaData, meta_objective
+from safemeta.algorithms.outer import MetaData, meta_objective
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.inner import InnerData, inner_step, signals
 from safemeta.algorithms.surrogate import Samples, make_samples

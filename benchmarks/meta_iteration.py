@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from _table import Row, print_json
 
 from safemeta.algorithms import bilevel, cpo, dual, meta_cpo, trpo
-from safemeta.algorithms.bilevel import MetaData, meta_objective, outer_update
+from safemeta.algorithms.outer import MetaData, meta_objective, outer_update
 from safemeta.algorithms.critics import assess
 from safemeta.algorithms.surrogate import make_samples
 from safemeta.nets import parameters, with_parameters

@@ -81,6 +81,32 @@ def test_adapt_policies_needs_no_run(dummy):
     assert adapt_policies(algorithm, state, world, tasks=2, steps=1, episodes=3).returns.shape == (2, 2)
 
 
+def test_a_confidence_is_handed_to_an_algorithm_that_takes_one(trained, monkeypatch):
+    with pytest.raises(UserError, match="cannot adapt with a stated confidence"):
+        adapt(trained, tasks=2, steps=1, episodes=3, confidence=0.9)
+    given, plain = [], type(trained.algorithm).adapt
+
+    def stating(self, state, world, tasks, key, steps, confidence=None):
+        given.append(confidence)
+        if confidence is not None and confidence > 1:
+            raise ValueError("confidence must be below 1.")
+        return plain(self, state, world, tasks, key, steps)
+
+    monkeypatch.setattr(type(trained.algorithm), "adapt", stating)
+    report = adapt(trained, tasks=2, steps=1, episodes=3, confidence=0.9)
+    adapt(trained, tasks=2, steps=1, episodes=3)
+    assert given == [0.9, None]
+    assert report.confidence == 0.9
+    stated, without = (
+        json.loads((trained.folder / f"{name}.json").read_bytes()) for name in ("adaptation-confident", "adaptation")
+    )
+    assert stated.pop("confidence") == 0.9
+    assert stated == without
+    with pytest.raises(UserError, match="below 1") as caught:
+        adapt(trained, tasks=2, steps=1, episodes=3, confidence=1.5)
+    assert caught.value.exit_code == 2
+
+
 def test_only_meta_algorithms_adapt(trained):
     with pytest.raises(UserError, match="Only meta-algorithms"):
         adapt_policies(object(), trained.state, trained.world)

@@ -25,6 +25,7 @@ class Adaptation(eqx.Module):
     kl: Float[Array, "steps tasks"]
     outcome: Int[Array, "steps tasks"]  # index into `outcome_names`
     outcome_names: tuple[str, ...] = eqx.field(static=True, default=())
+    cost_bounds: Float[Array, "steps tasks costs"] | None = None  # of policies 1..K, where a confidence was stated
 
 
 @runtime_checkable
@@ -52,7 +53,10 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class MetaAlgorithm(Algorithm, Protocol):
-    """An algorithm that can adapt to unseen tasks."""
+    """An algorithm that can adapt to unseen tasks.
+
+    One that can state a confidence takes `confidence: float | None = None` after `steps` (`confidence.py`).
+    """
 
     def adapt(self, state: Any, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation: ...
 

@@ -22,15 +22,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.bilevel_config import BilevelConfig
+from safemeta.algorithms.confidence import Cleared, Gathered, clear, quantiles, with_clearances
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.directions import corrected
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
-from safemeta.algorithms.inner import InnerData, Vector, inner_update, metric_at, replayed
+from safemeta.algorithms.inner import InnerData, Vector, inner_update
+from safemeta.algorithms.outer import MetaData, nearest_update, outer_update, outer_violations
 from safemeta.algorithms.settings import init_policy
-from safemeta.algorithms.surrogate import Samples, make_samples, state_weight, surrogate
+from safemeta.algorithms.surrogate import Samples, make_samples
 from safemeta.core import CMDP, Tasks, Trajectory, World
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
-from safemeta.solvers import accept_cpo, accept_trpo, backtrack, solve_rows, trust_region_step, values_and_gradients
 
 ITERATIONS = {"smoke": 2, "default": 100, "paper": 300}
 OUTCOME_NAMES = ("improved", "recovered", "kept")
@@ -50,15 +51,6 @@ class Kept(eqx.Module):
     """What stays from one iteration to the next where the tasks do."""
 
     key: Array  # of the tasks, as `jax.random.key_data`
-    adapted: Float[Array, "tasks parameters"]
-
-
-class MetaData(eqx.Module):
-    """What the outer step depends on: per task the inner data, and the data of the adapted policy."""
-
-    inner: list[InnerData]  # K of them, leaves `[tasks, ...]`
-    samples: Samples  # `[tasks, ...]`
-    violations: Float[Array, "tasks costs"]
     adapted: Float[Array, "tasks parameters"]
 
 
@@ -91,9 +83,21 @@ class Algorithm:
         """Environment steps of one meta-iteration."""
         return (self.config.inner_steps + 1) * self.config.tasks * self.config.episodes * cmdp.horizon
 
-    def adapt(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
-        """Inner steps from the meta-policy, each on `episodes` fresh episodes of the newest policy."""
-        return _adapt(self.config, world, state, tasks, key, steps)
+    def adapt(
+        self,
+        state: State,
+        world: World,
+        tasks: Tasks,
+        key: PRNGKeyArray,
+        steps: int,
+        confidence: float | None = None,
+    ) -> Adaptation:
+        """Inner steps from the meta-policy, each on `episodes` fresh episodes of the newest policy.
+
+        With `confidence`, only policies are used that clear the limits with that confidence (`confidence.py`).
+        """
+        allowed = quantiles(confidence, self.config.episodes, len(world.cmdp.cost_names), steps)
+        return _adapt(self.config, world, state, tasks, key, steps, allowed)
 
 
 @eqx.filter_jit
@@ -183,187 +187,69 @@ def _inner(
     return jax.vmap(lambda *each: inner_update(config, state.policy, *each))(x, samples, violations, discount)
 
 
-def meta_objective(
-    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData
-) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
-    """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data; see `bounded` for another G."""
-
-    def one(data: list[InnerData], samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
-        if config.meta_gradient == "exact":
-            x = replayed(config, policy, theta, data)
-        else:
-            x = theta + jax.lax.stop_gradient(adapted - theta)
-        # `old` only serves the divergence, which is not asked for here.
-        values = surrogate(with_parameters(policy, x), with_parameters(policy, adapted)(samples.observation), samples)
-        return values.reward, violations + values.costs
-
-    reward, costs = jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted)
-    if config.bounded == "initial":
-        return reward.mean(), own_costs(policy, theta, meta)
-    return reward.mean(), costs.mean(0)
-
-
-def own_costs(policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Float[Array, " costs"]:
-    """Of each cost what the meta-policy itself has above its limit, on the task of the batch where that is most."""
-    first = meta.inner[0]
-    worst = jnp.argmax(first.violations, axis=0)
-
-    def one(samples: Samples) -> Array:
-        policy_now = with_parameters(policy, theta)
-        return surrogate(policy_now, policy_now(samples.observation), samples).costs
-
-    costs = first.violations + jax.vmap(one)(first.samples)
-    return jnp.take_along_axis(costs, worst[None], axis=0)[0]
-
-
-def outer_violations(config: BilevelConfig, meta: MetaData) -> Float[Array, " costs"]:
-    """G before the outer step, as measured."""
-    return meta.inner[0].violations.max(0) if config.bounded == "initial" else meta.violations.mean(0)
-
-
-def nearest_update(
-    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array, valid: Array
-) -> tuple[Vector, Metrics]:
-    """Meta-CRPO's outer step: towards the policy with the least mean `KL(adapted || meta)` over tasks.
-
-    Khattar et al. (2023) take, online, a step down that distance per round. Here it is one Gauss-Newton step on the
-    states that the adapted policies visit (`-outer_rate H^-1 grad`, H the Fisher metric), shortened until the distance
-    falls.
-    """
-    wanted = jax.vmap(lambda x, s: with_parameters(policy, x)(s.observation))(meta.adapted, meta.samples)
-    visited, theirs = meta.samples.observation, meta.samples.valid
-    weight = state_weight(theirs)
-
-    def distance(y: Vector) -> Array:
-        return jnp.sum(weight * jnp.where(theirs, wanted.kl(with_parameters(policy, y)(visited)), 0))
-
-    before, gradient = jax.value_and_grad(distance)(theta)
-    metric = metric_at(config, policy, theta, visited, theirs)
-    step = -config.outer_rate * gradient
-    if metric is not None:
-        solved = solve_rows(metric, gradient[None], iterations=config.cg_iterations, damping=config.damping)
-        step = -config.outer_rate * solved.solution[0]
-    search = backtrack(distance, theta, step, lambda now, fraction: now < before, shrink=0.5, steps=6)
-    old = with_parameters(policy, theta)(observations)
-    kl = with_parameters(policy, search.parameters)(observations).kl(old)
-    return search.parameters, {
-        "meta_kl": jnp.sum(jnp.where(valid, kl, 0)) / jnp.sum(valid),
-        "meta_accepted": search.accepted.astype(theta.dtype),
-        "distance": before,
-    }
-
-
-def outer_update(
-    config: BilevelConfig,
-    policy: GaussianPolicy,
-    theta: Vector,
-    meta: MetaData,
-    observations: Array,
-    valid: Array,
-    correction: Float[Array, " costs"] | None = None,
-) -> tuple[Vector, Metrics]:
-    """The outer step (eq. 12) and its line search; `observations` (the `valid` ones) are those of the meta-policy.
-
-    `correction` is added to the costs that a step "cpo" bounds.
-    """
-
-    def stacked(y: Vector) -> Float[Array, " signals"]:
-        reward, costs = meta_objective(config, policy, y, meta)
-        return jnp.concatenate([reward[None], costs])
-
-    _, gradients = values_and_gradients(stacked, theta)
-    violations = outer_violations(config, meta)
-    rows, bounds, objective = gradients[:0], violations[:0], gradients[0]
-    if config.outer == "cpo":
-        added = jnp.zeros_like(violations) if correction is None else correction
-        rows, bounds = gradients[1:], violations + added
-    elif config.outer == "switch":
-        objective = jnp.where(jnp.all(violations <= 0), gradients[0], -gradients[1:][jnp.argmax(violations)])
-    found = trust_region_step(
-        objective,
-        rows,
-        bounds,
-        metric_at(config, policy, theta, observations, valid),
-        config.outer_radius,
-        iterations=config.cg_iterations,
-        tolerance=0.0,
-        damping=config.damping,
-    )
-    old = with_parameters(policy, theta)(observations)
-
-    def evaluate(y: Vector) -> tuple[Array, Array, Array]:
-        if config.meta_gradient == "exact":
-            reward, costs = meta_objective(config, policy, y, meta)
-        else:  # the same shift of all adapted policies, without its dependence on theta
-            shifted = eqx.tree_at(lambda m: m.adapted, meta, meta.adapted + (y - theta))
-            reward, costs = _shifted_objective(policy, meta, shifted.adapted)
-            if config.bounded == "initial":
-                costs = own_costs(policy, y, meta)
-        kl = with_parameters(policy, y)(observations).kl(old)
-        return reward, costs, jnp.sum(jnp.where(valid, kl * state_weight(valid), 0))
-
-    def accept(values: tuple[Array, Array, Array], fraction: Array) -> Array:
-        reward, costs, kl = values
-        if config.outer == "cpo":
-            shifted = costs + (bounds - violations)
-            return accept_cpo(reward, kl, shifted, bounds, config.outer_radius, feasible=found.feasible, slack=1.5)
-        if config.outer == "trpo":
-            return accept_trpo(reward, kl, config.outer_radius, slack=1.5)
-        worst = jnp.argmax(violations)
-        better = jnp.where(jnp.all(violations <= 0), reward > 0, costs[worst] < violations[worst])
-        return better & (kl <= 1.5 * config.outer_radius)
-
-    search = backtrack(evaluate, theta, found.step, accept, shrink=0.5, steps=6)
-    metrics = {
-        "meta_kl": jnp.where(search.accepted, search.values[2], 0.0),
-        "meta_accepted": search.accepted.astype(theta.dtype),
-        "meta_feasible": found.feasible.astype(theta.dtype),
-        "meta_violation": violations.max(),
-    }
-    return search.parameters, metrics
-
-
-def _shifted_objective(
-    policy: GaussianPolicy, meta: MetaData, adapted: Float[Array, "tasks parameters"]
-) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
-    def one(x: Vector, samples: Samples, violations: Array, start: Vector) -> tuple[Array, Array]:
-        values = surrogate(with_parameters(policy, x), with_parameters(policy, start)(samples.observation), samples)
-        return values.reward, violations + values.costs
-
-    reward, costs = jax.vmap(one)(adapted, meta.samples, meta.violations, meta.adapted)
-    return reward.mean(), costs.mean(0)
-
-
 @eqx.filter_jit
 def _adapt_step(
-    config: BilevelConfig, world: World, state: State, x: Float[Array, "tasks parameters"], tasks: Tasks, key: Any
-) -> tuple[Float[Array, "tasks parameters"], dict[str, Any]]:
+    config: BilevelConfig,
+    world: World,
+    state: State,
+    x: Float[Array, "tasks parameters"],
+    tasks: Tasks,
+    key: Any,
+    gathered: Gathered | None,
+    quantiles: Float[Array, " window"] | None,
+) -> tuple[Float[Array, "tasks parameters"], dict[str, Any], Gathered | None, Cleared | None]:
     rows, estimates = _collect(config, world, state, x, tasks, key)
-    moved, _, facts = _inner(config, world.cmdp, state, x, rows, estimates, tasks)
+    moved, data, facts = _inner(config, world.cmdp, state, x, rows, estimates, tasks)
     improved = jnp.where(facts["feasible"], IMPROVED, RECOVERED)
     facts["outcome"] = jnp.where(facts["accepted"], improved, KEPT)
-    facts |= {"return": episode_return(rows).mean(1), "costs": limited_costs(rows, world.cmdp).mean(1)}
-    return moved, facts
+    costs = limited_costs(rows, world.cmdp)
+    facts |= {"return": episode_return(rows).mean(1), "costs": costs.mean(1)}
+    if gathered is None or quantiles is None:
+        return moved, facts, None, None
+
+    def one(start: Vector, proposed: Vector, own: Gathered, samples: Samples, costs: Array, limits: Array) -> Any:
+        own = own.add(samples, costs)
+        return clear(lambda y: with_parameters(state.policy, y), start, proposed, own, limits, quantiles)
+
+    cleared, gathered = jax.vmap(one)(x, moved, gathered, data.samples, costs, tasks.limits)
+    return cleared.parameters, facts, gathered, cleared
 
 
 def _adapt(
-    config: BilevelConfig, world: World, state: State, tasks: Tasks, key: PRNGKeyArray, steps: int
+    config: BilevelConfig,
+    world: World,
+    state: State,
+    tasks: Tasks,
+    key: PRNGKeyArray,
+    steps: int,
+    quantiles: Float[Array, " window"] | None,
 ) -> Adaptation:
     theta = parameters(state.policy)
     x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0]))
-    used, facts = [x], []
+    used, facts, clearances, gathered = [x], [], [], None
+
+    def data() -> tuple[Samples, Array]:
+        rows, estimates = _collect(config, world, state, x, tasks, key)
+        samples = jax.vmap(lambda r, a: make_samples(r, a, world.cmdp))(rows, estimates)
+        return samples, limited_costs(rows, world.cmdp)
+
+    if quantiles is not None:
+        gathered = Gathered.nothing(data, x)
     for step in range(steps + 1):  # the last only estimates the last policy
-        moved, found = _adapt_step(config, world, state, x, tasks, jax.random.fold_in(key, step))
+        moved, found, gathered, cleared = _adapt_step(
+            config, world, state, x, tasks, jax.random.fold_in(key, step), gathered, quantiles
+        )
         facts.append(found)
         if step < steps:
             x = moved
             used.append(x)
+            clearances.append(cleared)
 
     def stacked(name: str, count: int) -> Array:
         return jnp.stack([found[name] for found in facts])[:count]
 
     policies = [jax.vmap(lambda each: with_parameters(state.policy, each))(each) for each in used]
-    return Adaptation(
+    adaptation = Adaptation(
         policies=jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *policies),
         estimated_return=stacked("return", steps + 1),
         estimated_costs=stacked("costs", steps + 1),
@@ -372,3 +258,4 @@ def _adapt(
         outcome=stacked("outcome", steps).astype(jnp.int32),
         outcome_names=OUTCOME_NAMES,
     )
+    return adaptation if quantiles is None else with_clearances(adaptation, clearances)

@@ -21,14 +21,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics, named
+from safemeta.algorithms.confidence import Cleared, Gathered, clear, quantiles, with_clearances
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.dual_adaptation import OUTCOME_NAMES, Evidence, adapt_once
 from safemeta.algorithms.dual_config import ITERATIONS, PRESETS, Config
 from safemeta.algorithms.dual_meta import MetaBatch, meta_step
 from safemeta.algorithms.estimation import episode_return, limited_costs
 from safemeta.algorithms.settings import init_policy
+from safemeta.algorithms.surrogate import Samples, make_samples
 from safemeta.core import CMDP, Tasks, World
-from safemeta.nets import GaussianPolicy
+from safemeta.nets import GaussianPolicy, parameters, with_parameters
 
 __all__ = ["ITERATIONS", "PRESETS", "Algorithm", "Config", "State"]
 
@@ -87,9 +89,21 @@ class Algorithm:
         """Environment steps of one meta-iteration, validation apart."""
         return 2 * self.config.tasks * self.config.episodes * cmdp.horizon
 
-    def adapt(self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
-        """Adapt to each task; each of `steps` steps learns from `episodes` fresh episodes of the newest policy."""
-        return _adapt(self.config, world, _chosen(state), tasks, key, steps)
+    def adapt(
+        self,
+        state: State,
+        world: World,
+        tasks: Tasks,
+        key: PRNGKeyArray,
+        steps: int,
+        confidence: float | None = None,
+    ) -> Adaptation:
+        """Adapt to each task; each of `steps` steps learns from `episodes` fresh episodes of the newest policy.
+
+        With `confidence`, only policies are used that clear the limits with that confidence (`confidence.py`).
+        """
+        allowed = quantiles(confidence, self.config.episodes, len(world.cmdp.cost_names), steps)
+        return _adapt(self.config, world, _chosen(state), tasks, key, steps, allowed)
 
 
 def _chosen(state: State) -> Candidate:
@@ -207,29 +221,68 @@ def _validate(config: Config, world: World, policy: GaussianPolicy, key: PRNGKey
 
 @eqx.filter_jit
 def _adapt_step(
-    config: Config, world: World, policies: Any, critics: Any, tasks: Tasks, key: PRNGKeyArray
-) -> tuple[Any, Any, Evidence]:
+    config: Config,
+    world: World,
+    policies: Any,
+    critics: Any,
+    tasks: Tasks,
+    key: PRNGKeyArray,
+    gathered: Gathered | None,
+    quantiles: Float[Array, " window"] | None,
+) -> tuple[Any, Any, Gathered | None, Evidence, Cleared | None]:
     collect_key, adapt_key, critic_key = jax.random.split(key, 3)
     rows = world.collect(policies, tasks, collect_key, config.episodes, per_task=True)
 
-    def one(policy, critic, rows, limits, k, learn_key) -> tuple[Any, Any, Evidence]:
+    def one(policy, critic, rows, limits, k, learn_key, own) -> tuple[Any, ...]:
         adapted, evidence, advantages = adapt_once(config, world.cmdp, policy, critic, rows, limits, k)
+        cleared = None
+        if own is not None and quantiles is not None:
+            own = own.add(make_samples(rows, advantages, world.cmdp), limited_costs(rows, world.cmdp))
+            start, proposed = (parameters(each, config.adapt) for each in (policy, adapted))
+            cleared, own = clear(
+                lambda x: with_parameters(policy, x, config.adapt), start, proposed, own, limits, quantiles
+            )
+            adapted = with_parameters(policy, cleared.parameters, config.adapt)
         data = rows.observation, advantages.target, learn_key, config.adapt_critic_steps, rows.valid
         critic = learn(config, critic, policy.normalizer, *data)
-        return adapted, critic, evidence
+        return adapted, critic, own, evidence, cleared
 
     keys = jax.random.split(adapt_key, tasks.count), jax.random.split(critic_key, tasks.count)
-    return jax.vmap(one)(policies, critics, rows, tasks.limits, *keys)
+    return jax.vmap(one)(policies, critics, rows, tasks.limits, *keys, gathered)
 
 
-def _adapt(config: Config, world: World, start: Candidate, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation:
+def _adapt(
+    config: Config,
+    world: World,
+    start: Candidate,
+    tasks: Tasks,
+    key: PRNGKeyArray,
+    steps: int,
+    quantiles: Float[Array, " window"] | None,
+) -> Adaptation:
     repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tasks.count, *leaf.shape)), start)
     policies, critics = repeated.policy, repeated.critics
-    used, evidence = [policies], []
+    gathered = None
+
+    def data() -> tuple[Samples, Array]:
+        rows = world.collect(policies, tasks, key, config.episodes, per_task=True)
+
+        def one(policy, critic, rows):
+            found = assess(config.critic, critic, policy.normalizer, rows, world.cmdp, config.gae_smoothing)
+            return make_samples(rows, found, world.cmdp), limited_costs(rows, world.cmdp)
+
+        return jax.vmap(one)(policies, critics, rows)
+
+    if quantiles is not None:
+        gathered = Gathered.nothing(data, jax.vmap(lambda each: parameters(each, config.adapt))(policies))
+    used, evidence, clearances = [policies], [], []
     for step in range(steps):
-        policies, critics, found = _adapt_step(config, world, policies, critics, tasks, jax.random.fold_in(key, step))
+        policies, critics, gathered, found, cleared = _adapt_step(
+            config, world, policies, critics, tasks, jax.random.fold_in(key, step), gathered, quantiles
+        )
         used.append(policies)
         evidence.append(found)
+        clearances.append(cleared)
     # The last policy is judged too, on data of its own that adapts nothing.
     rows = world.collect(policies, tasks, jax.random.fold_in(key, steps), config.episodes, per_task=True)
     last_return, last_costs = episode_return(rows).mean(1), limited_costs(rows, world.cmdp).mean(1)
@@ -239,7 +292,7 @@ def _adapt(config: Config, world: World, start: Candidate, tasks: Tasks, key: PR
         return jnp.stack([pick(e) for e in evidence]) if evidence else jnp.zeros(shape, dtype)
 
     nothing = (0, tasks.count)
-    return Adaptation(
+    found = Adaptation(
         policies=jax.tree.map(lambda *leaves: jnp.stack(leaves), *used),
         estimated_return=jnp.concatenate([stacked(lambda e: e.estimated_return, nothing), last_return[None]]),
         estimated_costs=jnp.concatenate([stacked(lambda e: e.estimated_costs, (*nothing, costs)), last_costs[None]]),
@@ -248,3 +301,4 @@ def _adapt(config: Config, world: World, start: Candidate, tasks: Tasks, key: PR
         outcome=stacked(lambda e: e.outcome, nothing, jnp.int32),
         outcome_names=OUTCOME_NAMES,
     )
+    return found if quantiles is None else with_clearances(found, clearances)

@@ -4,6 +4,7 @@ Policies are judged on fresh episodes, never on those that chose them.
 """
 
 import dataclasses
+import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from safemeta.experiment.progress import default
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.statistics import bootstrap_columns
 
-NAME, SHIELDED_NAME = "adaptation", "adaptation-shield"  # of a .json, an .npz and a .png
+NAME = "adaptation"  # of a .json, an .npz and a .png; "-confident" and "-shield" may follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class AdaptationReport:
     limits: np.ndarray
     picture: Path | None = None
     shield: dict[str, Any] | None = None
+    confidence: float | None = None
 
     @property
     def before(self) -> Interval:
@@ -78,8 +80,9 @@ class AdaptationReport:
         return all(cost.above_limit == 0 for cost in self.largest_cost)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the arrays; `shield` only where there is one."""
-        left_out = ("returns", "costs", "limits", "picture", *(["shield"] if self.shield is None else []))
+        """Everything but the arrays; `shield` and `confidence` only where there is one."""
+        left_out = ["returns", "costs", "limits", "picture"]
+        left_out += [name for name in ("shield", "confidence") if getattr(self, name) is None]
         content = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in left_out
         }
@@ -100,6 +103,7 @@ def adapt(
     seed: int = 0,
     limit: float | None = None,
     checkpoint: str = "auto",
+    confidence: float | None = None,
     shield: str | None = None,
     index: str | None = None,
     actions: int | None = None,
@@ -108,9 +112,11 @@ def adapt(
     """Adapt the run's meta-policy to `tasks` unseen tasks for `steps` steps and judge every policy on the way.
 
     Saves `adaptation.json`, `adaptation.npz` and `plots/adaptation.png` in the run's folder. `limit` replaces the
-    tasks' own limits, for adaptation and judgement alike. With `shield="model"` every action, of the episodes that are
-    learned from and of those that judge, passes a filter by the safety index of Table 2 called `index`, with a grid of
-    `actions` per axis; files are then called `adaptation-shield`. Raises `UserError`.
+    tasks' own limits, for adaptation and judgement alike. With `confidence`, a policy is used only where an upper bound
+    of its costs, which fails with `1 - confidence`, is below the limits; otherwise a shorter step, or the last such
+    policy stays (`algorithms/confidence.py`); files are then called `adaptation-confident`. With `shield="model"` every
+    action, of the episodes that are learned from and of those that judge, passes a filter by the safety index of Table
+    2 called `index`, with a grid of `actions` per axis; files are then called `adaptation-shield`. Raises `UserError`.
     """
     from safemeta.experiment.plots import draw_adaptation
 
@@ -121,9 +127,10 @@ def adapt(
     world = run.world if shield is None else _shielded(run, shield, index, actions)
     report = adapt_policies(
         run.algorithm, run.state, world,
-        tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, reporter=reporter,
+        tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, confidence=confidence,
+        reporter=reporter,
     )  # fmt: skip
-    name = NAME if shield is None else SHIELDED_NAME
+    name = "-".join([NAME, *(["confident"] if confidence is not None else []), *(["shield"] if shield else [])])
     title = f"{run.name}, iteration {run.iteration}"
     try:
         write_json(run.folder / f"{name}.json", report.to_json())
@@ -148,6 +155,12 @@ def check_meta(algorithm: Any, run: str = "this run") -> None:
         raise UserError(f"Only meta-algorithms, such as dual, can adapt; use 'safemeta evaluate' for {run}.")
 
 
+def check_stated(algorithm: Any, confidence: float | None) -> None:
+    """Raise `UserError` if a confidence is asked for and the algorithm cannot state one."""
+    if confidence is not None and "confidence" not in inspect.signature(algorithm.adapt).parameters:
+        raise UserError("This algorithm cannot adapt with a stated confidence; leave out --confidence.")
+
+
 def check_settings(tasks: int, steps: int, episodes: int | None, seed: int) -> None:
     """Raise `UserError` unless all are sensible."""
     check_seed(seed)
@@ -167,6 +180,7 @@ def adapt_policies(
     split: str = "test",
     seed: int = 0,
     limit: float | None = None,
+    confidence: float | None = None,
     reporter: Any = None,
 ) -> AdaptationReport:
     """`adapt` without a run: any meta-algorithm, state and world; nothing is saved."""
@@ -176,14 +190,16 @@ def adapt_policies(
     from safemeta.sim.failures import SimulationError
 
     check_meta(algorithm)
+    check_stated(algorithm, confidence)
     reporter = reporter or default()
     shield = world.shield if isinstance(world, ShieldedWorld) else None
     episodes = judging_episodes(world, episodes, shielded=shield is not None)
     key = jax.random.key(seed)
     drawn = draw_tasks(world, jax.random.fold_in(key, SAMPLE_STREAM), tasks, split, limit)
     reporter.note(f"Adapting to {tasks} unseen tasks for {steps} steps ...")
+    stated = {} if confidence is None else {"confidence": confidence}
     try:
-        adaptation = algorithm.adapt(state, world, drawn, jax.random.fold_in(key, ADAPT_STREAM), steps)
+        adaptation = algorithm.adapt(state, world, drawn, jax.random.fold_in(key, ADAPT_STREAM), steps, **stated)
     except ValueError as problem:
         raise from_value_error(problem) from problem
     except SimulationError as problem:
@@ -209,6 +225,7 @@ def adapt_policies(
         costs=costs.mean(2),
         limits=limits,
         shield=None if shield is None else shield.statistics(performances),
+        confidence=confidence,
     )
 
 

@@ -78,6 +78,8 @@ class AdaptOptions(EvaluateOptions):
 
     steps: int = 20
     """Adaptation steps on each task."""
+    confidence: float | None = None
+    """Use an adapted policy only if its costs are below the limits with this confidence, such as 0.95."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class SweepOptions:
     gpus: float = 0.0
     """Graphics cards that each of them takes, or a share of one; with 0 they train on processors."""
     ray_address: str | None = None
-    """Address of a Ray cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine alone."""
+    """Address of a Ray cluster, such as auto or HOST:6379; by default Ray is started on this machine alone."""
     quiet: bool = False
     """Show nothing but errors."""
     json: bool = False

@@ -11,7 +11,8 @@ def adaptation_table(report: AdaptationReport) -> Any:
     """Return before and after adaptation, and the largest cost of any policy used, against its limit."""
     from rich.markup import escape
 
-    table = _table(f"Adaptation to {report.tasks} unseen tasks ({report.episodes} fresh episodes per policy)")
+    stated = "" if report.confidence is None else f", confidence {report.confidence:g}"
+    table = _table(f"Adaptation to {report.tasks} unseen tasks ({report.episodes} fresh episodes per policy{stated})")
     table.add_row("return before adaptation", *_shown(report.before))
     table.add_row("return after 1 step", *_shown(report.after_one))
     if report.steps > 1:

@@ -1,0 +1,179 @@
+"""Outer updates: one step of what all tasks start from, on fixed data of a batch of tasks.
+
+With F and G as `bilevel.py` defines them, the step solves `max dF . s` subject to `G + dG . s <= 0` within a trust
+region (eq. 12 of the Meta-CPO paper), or leaves out the constraint, or goes up the one or down the other; or, as in
+Meta-CRPO, it goes towards the policy that is nearest to the tasks' own.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from safemeta.algorithms.base import Metrics
+from safemeta.algorithms.bilevel_config import BilevelConfig
+from safemeta.algorithms.inner import InnerData, Vector, metric_at, replayed
+from safemeta.algorithms.surrogate import Samples, state_weight, surrogate
+from safemeta.nets import GaussianPolicy, with_parameters
+from safemeta.solvers import accept_cpo, accept_trpo, backtrack, solve_rows, trust_region_step, values_and_gradients
+
+
+class MetaData(eqx.Module):
+    """What the outer step depends on: per task the inner data, and the data of the adapted policy."""
+
+    inner: list[InnerData]  # K of them, leaves `[tasks, ...]`
+    samples: Samples  # `[tasks, ...]`
+    violations: Float[Array, "tasks costs"]
+    adapted: Float[Array, "tasks parameters"]
+
+
+def meta_objective(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData
+) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
+    """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data; see `bounded` for another G."""
+
+    def one(data: list[InnerData], samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
+        if config.meta_gradient == "exact":
+            x = replayed(config, policy, theta, data)
+        else:
+            x = theta + jax.lax.stop_gradient(adapted - theta)
+        # `old` only serves the divergence, which is not asked for here.
+        values = surrogate(with_parameters(policy, x), with_parameters(policy, adapted)(samples.observation), samples)
+        return values.reward, violations + values.costs
+
+    reward, costs = jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted)
+    if config.bounded == "initial":
+        return reward.mean(), own_costs(policy, theta, meta)
+    return reward.mean(), costs.mean(0)
+
+
+def own_costs(policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Float[Array, " costs"]:
+    """Of each cost what the meta-policy itself has above its limit, on the task of the batch where that is most."""
+    first = meta.inner[0]
+    worst = jnp.argmax(first.violations, axis=0)
+
+    def one(samples: Samples) -> Array:
+        policy_now = with_parameters(policy, theta)
+        return surrogate(policy_now, policy_now(samples.observation), samples).costs
+
+    costs = first.violations + jax.vmap(one)(first.samples)
+    return jnp.take_along_axis(costs, worst[None], axis=0)[0]
+
+
+def outer_violations(config: BilevelConfig, meta: MetaData) -> Float[Array, " costs"]:
+    """G before the outer step, as measured."""
+    return meta.inner[0].violations.max(0) if config.bounded == "initial" else meta.violations.mean(0)
+
+
+def nearest_update(
+    config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData, observations: Array, valid: Array
+) -> tuple[Vector, Metrics]:
+    """Meta-CRPO's outer step: towards the policy with the least mean `KL(adapted || meta)` over tasks.
+
+    Khattar et al. (2023) take, online, a step down that distance per round. Here it is one Gauss-Newton step on the
+    states that the adapted policies visit (`-outer_rate H^-1 grad`, H the Fisher metric), shortened until the distance
+    falls. `observations` are `[..., time, observation]`, as in `outer_update`.
+    """
+    wanted = jax.vmap(lambda x, s: with_parameters(policy, x)(s.observation))(meta.adapted, meta.samples)
+    visited, theirs = meta.samples.observation, meta.samples.valid
+    weight = state_weight(theirs)
+
+    def distance(y: Vector) -> Array:
+        return jnp.sum(weight * jnp.where(theirs, wanted.kl(with_parameters(policy, y)(visited)), 0))
+
+    before, gradient = jax.value_and_grad(distance)(theta)
+    metric = metric_at(config, policy, theta, visited, theirs)
+    step = -config.outer_rate * gradient
+    if metric is not None:
+        solved = solve_rows(metric, gradient[None], iterations=config.cg_iterations, damping=config.damping)
+        step = -config.outer_rate * solved.solution[0]
+    search = backtrack(distance, theta, step, lambda now, fraction: now < before, shrink=0.5, steps=6)
+    old = with_parameters(policy, theta)(observations)
+    kl = with_parameters(policy, search.parameters)(observations).kl(old)
+    return search.parameters, {
+        "meta_kl": jnp.sum(jnp.where(valid, kl, 0)) / jnp.sum(valid),
+        "meta_accepted": search.accepted.astype(theta.dtype),
+        "distance": before,
+    }
+
+
+def outer_update(
+    config: BilevelConfig,
+    policy: GaussianPolicy,
+    theta: Vector,
+    meta: MetaData,
+    observations: Array,
+    valid: Array,
+    correction: Float[Array, " costs"] | None = None,
+) -> tuple[Vector, Metrics]:
+    """The outer step (eq. 12) and its line search; `observations` are those of the meta-policy.
+
+    They are `[..., time, observation]`, of which the `valid` ones count. `correction` is added to the costs that a step
+    "cpo" bounds.
+    """
+
+    def stacked(y: Vector) -> Float[Array, " signals"]:
+        reward, costs = meta_objective(config, policy, y, meta)
+        return jnp.concatenate([reward[None], costs])
+
+    _, gradients = values_and_gradients(stacked, theta)
+    violations = outer_violations(config, meta)
+    rows, bounds, objective = gradients[:0], violations[:0], gradients[0]
+    if config.outer == "cpo":
+        added = jnp.zeros_like(violations) if correction is None else correction
+        rows, bounds = gradients[1:], violations + added
+    elif config.outer == "switch":
+        objective = jnp.where(jnp.all(violations <= 0), gradients[0], -gradients[1:][jnp.argmax(violations)])
+    found = trust_region_step(
+        objective,
+        rows,
+        bounds,
+        metric_at(config, policy, theta, observations, valid),
+        config.outer_radius,
+        iterations=config.cg_iterations,
+        tolerance=0.0,
+        damping=config.damping,
+    )
+    old = with_parameters(policy, theta)(observations)
+
+    def evaluate(y: Vector) -> tuple[Array, Array, Array]:
+        if config.meta_gradient == "exact":
+            reward, costs = meta_objective(config, policy, y, meta)
+        else:  # the same shift of all adapted policies, without its dependence on theta
+            shifted = eqx.tree_at(lambda m: m.adapted, meta, meta.adapted + (y - theta))
+            reward, costs = _shifted_objective(policy, meta, shifted.adapted)
+            if config.bounded == "initial":
+                costs = own_costs(policy, y, meta)
+        kl = with_parameters(policy, y)(observations).kl(old)
+        return reward, costs, jnp.sum(jnp.where(valid, kl * state_weight(valid), 0))
+
+    def accept(values: tuple[Array, Array, Array], fraction: Array) -> Array:
+        reward, costs, kl = values
+        if config.outer == "cpo":
+            shifted = costs + (bounds - violations)
+            return accept_cpo(reward, kl, shifted, bounds, config.outer_radius, feasible=found.feasible, slack=1.5)
+        if config.outer == "trpo":
+            return accept_trpo(reward, kl, config.outer_radius, slack=1.5)
+        worst = jnp.argmax(violations)
+        better = jnp.where(jnp.all(violations <= 0), reward > 0, costs[worst] < violations[worst])
+        return better & (kl <= 1.5 * config.outer_radius)
+
+    search = backtrack(evaluate, theta, found.step, accept, shrink=0.5, steps=6)
+    metrics = {
+        "meta_kl": jnp.where(search.accepted, search.values[2], 0.0),
+        "meta_accepted": search.accepted.astype(theta.dtype),
+        "meta_feasible": found.feasible.astype(theta.dtype),
+        "meta_violation": violations.max(),
+    }
+    return search.parameters, metrics
+
+
+def _shifted_objective(
+    policy: GaussianPolicy, meta: MetaData, adapted: Float[Array, "tasks parameters"]
+) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
+    def one(x: Vector, samples: Samples, violations: Array, start: Vector) -> tuple[Array, Array]:
+        values = surrogate(with_parameters(policy, x), with_parameters(policy, start)(samples.observation), samples)
+        return values.reward, violations + values.costs
+
+    reward, costs = jax.vmap(one)(adapted, meta.samples, meta.violations, meta.adapted)
+    return reward.mean(), costs.mean(0)
