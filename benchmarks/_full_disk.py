@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from _table import Row
 
+SIZES = (8, 20, 32, 48, 64, 96, 128)  # kB
 SENTENCE = "no space is left on the disk"
 TRPO = ["trpo", "--task", "point-circle", "--horizon", "20", "--tasks", "2", "--episodes", "2", "--hidden", "4"]
 
@@ -140,9 +142,9 @@ def _kept(folder: Path) -> dict[str, bytes]:
 def training(run: list[str], scratch: Path, stride: int = 1) -> Iterator[tuple[str, list[str]]]:
     """Every point of training at which the disk can be full, for good and for a moment, and what was wrong afterwards.
 
-    With a `stride` every so manieth, for good and for a moment by turns.
-    After the failure the checkpoints of before must be there, byte for byte, unless a newer one is; the run goes on,
-    where it had begun, and must end as the unbroken one has.
+    With a `stride` every so many, for good and for a moment by turns.
+    After the failure the checkpoints of before must be there, byte for byte, unless a newer one is; the run goes on, or
+    begins again where it had not begun, and must end as the unbroken one has.
     """
     from safemeta.experiment.checkpoint import Checkpoints, load
 
@@ -170,14 +172,17 @@ def training(run: list[str], scratch: Path, stride: int = 1) -> Iterator[tuple[s
             now = _contents(folder, "checkpoints/*.safetensors")
             if newest and now.get(newest) != before[newest] and max(now, default="") <= newest:
                 wrong.append(f"{newest} was lost")
-            if (folder / "config.json").exists():
-                code, said = called("train", "--quiet", "--no-adapt", "--resume", str(folder))
-                wrong += [f"it did not go on: {said}"] * (code != 0)
-                wrong += ["it ended otherwise"] * (_kept(folder) != expected)
-                wrong += [f"{name} was left over" for name in _contents(folder / "checkpoints", ".*")]
-            elif before:
-                wrong.append("config.json was lost")
+            wrong += ["config.json was lost"] * bool(before and not (folder / "config.json").exists())
+            wrong += _afterwards(command, folder, expected)
             yield f"change {at} ({disk.failed}), {'for good' if lasting else 'for a moment'}", wrong
+
+
+def _afterwards(command: list[str], folder: Path, expected: dict[str, bytes]) -> list[str]:
+    """What is wrong with how a run goes on once there is space, or begins again where it had not begun."""
+    begun = (folder / "config.json").exists()
+    code, said = called(*["train", "--quiet", "--no-adapt", "--resume", str(folder)] if begun else command)
+    wrong = [f"it did not go on: {said}"] if code else ["it ended otherwise"] * (_kept(folder) != expected)
+    return wrong + [f"{name} was left over" for name in _contents(folder, "**/.*.tmp")]
 
 
 def results(command: list[str], folder: Path, scratch: Path) -> Iterator[tuple[str, list[str]]]:
@@ -218,37 +223,29 @@ def _is_whole(path: Path) -> bool:
     return path.suffix in ends and ends[path.suffix] in content[-200:]
 
 
-def true_disk(run: list[str]) -> tuple[int, int]:
-    """How many trainings on tiny true file systems (tmpfs) went well, of how many; none without the right to mount."""
-    import subprocess
+def tiny_disk(run: list[str], kilobytes: int, expected: dict[str, bytes]) -> list[str] | None:
+    """What is wrong with a run on a true file system (tmpfs) of that size, enlarged later; None if there is none."""
 
-    good = tried = 0
-    for kilobytes in (8, 20, 32, 48, 64, 96, 128):
-        with tempfile.TemporaryDirectory() as scratch:
-            command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", scratch]
-            try:
-                mounted = subprocess.run(command, capture_output=True).returncode == 0
-            except OSError:
-                mounted = False
-            if not mounted:
-                break
-            try:
-                code, said = called(
-                    "train", *run, "--checkpoint-every", "2", "--no-adapt", "--quiet", "--out", f"{scratch}/run"
-                )
-                wrong = _misreported(code, said) if code else []
-                saved = list(Path(scratch).glob("run/checkpoints/iteration-*"))
-                subprocess.run([*command[:3], "-o", "remount,size=100m", *command[5:]], check=True)
-                if (Path(scratch) / "run" / "config.json").exists() and (
-                    Path(scratch) / "run" / "config.json"
-                ).stat().st_size:
-                    code, said = called("train", "--quiet", "--no-adapt", "--resume", f"{scratch}/run")
-                    wrong += [f"it did not go on: {said}"] * (code != 0)
-                print(f"tmpfs of {kilobytes} kB, {len(saved)} checkpoints: {wrong or 'good'}", file=sys.stderr)
-                good, tried = good + (not wrong), tried + 1
-            finally:
-                subprocess.run(["umount", scratch], check=True)
-    return good, tried
+    def mount(options: str, folder: str) -> bool:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
+        )
+        return done.returncode == 0
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if shutil.which("mount") is None or not mount(f"size={kilobytes}k", scratch):
+            return None
+        try:
+            folder = Path(scratch) / "run"
+            command = ["train", *run, "--checkpoint-every", "2", "--no-adapt", "--quiet", "--out", str(folder)]
+            code, said = called(*command)
+            saved = len(list(folder.glob("checkpoints/iteration-*")))
+            print(f"tmpfs of {kilobytes} kB: exit code {code}, {saved} checkpoints", file=sys.stderr)
+            wrong = _misreported(code, said) if code else []
+            mount("remount,size=100m", scratch)
+            return wrong + _afterwards(command, folder, expected)
+        finally:
+            subprocess.run(["umount", scratch], check=True)
 
 
 def all_disks() -> list[Row]:
@@ -267,7 +264,9 @@ def all_disks() -> list[Row]:
                 for words in wrong:
                     print(f"{case}, {point}: {words}", file=sys.stderr)
             rows.append(Row(f"full disk: {case}", good, "intact", "points", tried, good / tried))
-    good, tried = true_disk(run)
-    if tried:
-        rows.append(Row("full disk: train on a tiny tmpfs", good, "intact", "sizes", tried, good / tried))
+        tiny = [wrong for size in SIZES if (wrong := tiny_disk(run, size, _kept(scratch / "whole"))) is not None]
+    if tiny:
+        good = sum(not wrong for wrong in tiny)
+        print(*(words for wrong in tiny for words in wrong), sep="\n", file=sys.stderr)
+        rows.append(Row("full disk: train on a tiny tmpfs", good, "intact", "sizes", len(tiny), good / len(tiny)))
     return rows

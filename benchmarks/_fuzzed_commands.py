@@ -166,7 +166,7 @@ def command_lines(draw: Any) -> Example:
 
 def _example(arguments: Sequence[str], names: Sequence[str] = (), damage: Damage | None = None) -> Example:
     """With what it may write and name: any word on the command line."""
-    split = [part for word in arguments for part in (word, *word.partition("=")[::2])]
+    split = [part for word in arguments for part in (word, word.partition("=")[2], *word.split("="))]
     plain = [word.lstrip("-") for word in split if word.lstrip("-") and not word.lstrip("-").isdigit()]
     plain += [word.split("/")[0] for word in plain if "/" in word]  # the folder that something was to be in
     named = [*names, *(word[:80] for word in plain)]
