@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -189,6 +191,17 @@ def test_a_lost_connection_is_one_sentence(pool):
     assert lost.value.exit_code == 1
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    Path("s.toml").write_text(DUMMIES)
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["sweep", "s.toml", "--ray-address", address, "--quiet"]) == 1
+    err = capsys.readouterr().err
+    assert err == f"safemeta: Ray cannot be reached at '{address}': connection refused.\n"
+
+
 # What is shown
 
 
@@ -283,8 +296,15 @@ minibatch = 20
 def ray():
     """One local session for all tests of this file."""
     pytest.importorskip("ray", reason="Ray is not installed")
+
+    def traces():
+        names = {name for name in os.environ if name.startswith("RAY_")}
+        return names, signal.getsignal(signal.SIGTERM), set(Path(tempfile.gettempdir()).glob("safemeta-ray-*"))
+
+    before = traces()
     with sweep_ray.session(Resources(workers=1)) as ray:
         yield ray
+    assert traces() == before
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import warnings
 from collections import deque
@@ -30,6 +31,7 @@ DEATHS = 3  # in a row, without a checkpoint between them, after which a job is 
 STORE = 80 * 2**20  # bytes of Ray's object store: nearly its least, since nothing but sentences passes through it
 POLL = 0.5  # seconds
 STARTS = 4  # attempts to start Ray on a machine that is too busy for it
+REACH = 10.0  # seconds to wait for a cluster's answer
 SOCKETS = 40  # characters of a folder in which Ray's sockets still have names that the system allows
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -101,6 +103,7 @@ def work(job: SweepJob, folder: str, gpus: float) -> Ended:
 
 
 _program: str | None = None  # whose compiled code this worker holds
+_TOKEN = secrets.token_hex(32)  # of all local sessions of this process, since Ray remembers the first one
 
 
 def examine(file: str, content: bytes, gpus: float) -> Plan | UserError:
@@ -261,7 +264,7 @@ def session(resources: Resources) -> Iterator[Any]:
             "include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder,
             "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
-        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the user's home
+        variables["RAY_AUTH_TOKEN"] = _TOKEN  # else Ray writes one into the user's home
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _environment(variables), contextlib.redirect_stdout(io.StringIO()):  # Ray prints what workers died of
@@ -282,6 +285,8 @@ def session(resources: Resources) -> Iterator[Any]:
 
 def _connect(ray: Any, address: str | None, settings: dict[str, Any]) -> None:
     """Start Ray here, or reach it at its address; `UserError` if it cannot be done."""
+    if address is not None:
+        _knock(address)
     for attempt in range(STARTS):
         try:
             with warnings.catch_warnings():  # JAX's, where it is running already: the forked process only executes
@@ -294,6 +299,18 @@ def _connect(ray: Any, address: str | None, settings: dict[str, Any]) -> None:
             if not slow or attempt == STARTS - 1:
                 where = "Ray could not be started" if address is None else f"Ray cannot be reached at '{address}'"
                 raise UserError(f"{where}: {_line(problem)}.", exit_code=1) from problem
+
+
+def _knock(address: str) -> None:
+    """Raise `UserError` if nobody listens at HOST:PORT; Ray itself would try for minutes, and log each failure."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or what Ray will not understand
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except (OSError, OverflowError) as problem:
+        why = (getattr(problem, "strerror", None) or str(problem) or "no answer").lower()
+        raise UserError(f"Ray cannot be reached at '{address}': {why}.", exit_code=1) from problem
 
 
 def load_ray() -> Any:
@@ -320,14 +337,14 @@ def _short() -> str | None:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables, except those that the user has set, for the length of a block."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
+    """Environment variables, except those that the user has set, for the length of a block; Ray adds more of them."""
+    before = set(os.environ)
+    os.environ.update({name: value for name, value in variables.items() if name not in before})
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]
 
 
 def _line(problem: BaseException) -> str:
