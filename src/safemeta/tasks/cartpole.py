@@ -6,7 +6,7 @@ one unknown, the stop's force. Nothing is approximated: the tests compare with M
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from safemeta.core import CMDP, LimitOn, Tasks
 from safemeta.sim import FunctionalWorld, Parameters, Step
 from safemeta.sim.challenges import ChallengedFunctional, Challenges
 from safemeta.tasks.realworld_options import CARTPOLE_CONSTRAINTS as CONSTRAINTS
-from safemeta.tasks.uniform import limits_of_violations
+from safemeta.tasks.uniform import Ranges, RangesFamily, limits_of_violations
 
 TIMESTEP = 0.01  # s; one physics step to a control step
 GRAVITY = 9.81  # m / s^2
@@ -31,7 +31,6 @@ STOP_IMPEDANCE = (0.9, 0.95)  # at its edge and beyond that depth
 
 ACTION_SIZE = 1
 HORIZON = 1000
-SPLITS = ("train", "validation", "test")
 
 
 class CartpoleState(eqx.Module):
@@ -245,7 +244,7 @@ class Cartpole:
 
 
 @dataclass(frozen=True)
-class CartpoleRange:
+class CartpoleRange(Ranges):
     """Uniform distributions of a task's parameters; as they stand, dm_control's one cartpole at `safety_coeff` 0.3.
 
     Lengths in m, density in kg per m of length, dampings in N s / m and N m s.
@@ -264,30 +263,13 @@ class CartpoleRange:
         if self.safety_coeff[1] > 1:
             raise ValueError(f"safety_coeff must be within [0, 1], not up to {self.safety_coeff[1]}")
 
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """All ranges by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 @dataclass(frozen=True)
-class CartpoleFamily:
-    """Tasks with parameters drawn from `train` ("train", "validation") or `test`, and limits on the chosen costs.
-
-    The descriptor holds the five parameters in the order of `CartpoleRange`, each scaled to [-1, 1] over the training
-    range, and 0 where nothing varies.
-    """
+class CartpoleFamily(RangesFamily):
+    """Cartpoles of other dynamics and constraints, with limits on the costs that were chosen."""
 
     train: CartpoleRange
     test: CartpoleRange
-    limits: tuple[float, ...]
-
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        spans = (self.test if split == "test" else self.train).spans()
-        uniform = jax.random.uniform(key, (len(spans), count))
-        drawn = [low + (high - low) * part for (low, high), part in zip(spans.values(), uniform, strict=True)]
-        return self._tasks(dict(zip(spans, drawn, strict=True)))
 
     def corners(self) -> Tasks:
         """The strictest safety coefficient with the shortest pole, then with the longest: one task if they are one."""
@@ -295,16 +277,7 @@ class CartpoleFamily:
         lengths = sorted(set(self.train.pole_length))
         middle = {name: jnp.full(len(lengths), (low + high) / 2) for name, (low, high) in spans.items()}
         strictest = jnp.full(len(lengths), self.train.safety_coeff[0])
-        return self._tasks(middle | {"pole_length": jnp.asarray(lengths), "safety_coeff": strictest})
-
-    def _tasks(self, parameters: dict[str, Float[Array, " tasks"]]) -> Tasks:
-        count = parameters["safety_coeff"].shape[0]
-        descriptor = [
-            (2 * parameters[name] - low - high) / (high - low) if high > low else jnp.zeros(count)
-            for name, (low, high) in self.train.spans().items()
-        ]
-        limits = jnp.tile(jnp.asarray(self.limits, parameters["safety_coeff"].dtype), (count, 1))
-        return Tasks(parameters, limits, jnp.stack(descriptor, axis=-1))
+        return self.tasks(middle | {"pole_length": jnp.asarray(lengths), "safety_coeff": strictest})
 
 
 def world(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from safemeta.tasks.trace import MaxError, Replay, Trace, TraceError
+from safemeta.tasks.trace import MaxError, Replay, Trace, TraceError, largest
 
 RECORDED = ("slider_pos", "slider_accel", "balance_velocity")  # in the order of the original's vector
 
@@ -54,14 +54,10 @@ def replay_cartpole(trace: Trace) -> Replay:
         steps=steps,
         skipped=[],
         max_error=MaxError(
-            qpos=_largest(places, qpos[1:]),
-            qvel=_largest(speeds, qvel[1:]),
-            observation=_largest(seen, observation),
-            reward=_largest(ours, reward),
+            qpos=largest(places, qpos[1:]),
+            qvel=largest(speeds, qvel[1:]),
+            observation=largest(seen, observation),
+            reward=largest(ours, reward),
         ),
         cost_agreement=float(agreed.mean()),
     )
-
-
-def _largest(ours: np.ndarray, recorded: np.ndarray) -> float:
-    return float(np.abs(ours - recorded).max())

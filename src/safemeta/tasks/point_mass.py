@@ -5,7 +5,7 @@ safemeta's, chosen so that the straight way to the goal crosses the obstacle.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.core import CMDP, LimitOn, Tasks
 from safemeta.sim import FunctionalWorld, Parameters, Step
+from safemeta.tasks.uniform import Ranges, RangesFamily
 
 TIMESTEP = 0.1  # s
 SPEED_CAP = 1.0  # m / s
@@ -24,7 +25,6 @@ ACTION_SIZE = 2
 HORIZON = 100
 COST_NAMES = ("outside", "obstacle")
 LIMITS = (1.0, 2.0)  # discounted steps; the straight way costs about 8 steps in the obstacle
-SPLITS = ("train", "validation", "test")
 
 
 class PointMassState(eqx.Module):
@@ -77,7 +77,7 @@ def observe(state: PointMassState) -> Float[Array, "*batch 4"]:
 
 
 @dataclass(frozen=True)
-class PointMassRange:
+class PointMassRange(Ranges):
     """Uniform distributions of a task's parameters (m); as they stand, the one task of the paper's experiment."""
 
     half_width: tuple[float, float] = (2.0, 2.0)
@@ -94,30 +94,14 @@ class PointMassRange:
         if self.radius[0] < 0 or self.half_width[0] <= 0:
             raise ValueError("the radius must not be negative, and the half width must be positive")
 
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """All ranges by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 @dataclass(frozen=True)
-class PointMassFamily:
-    """Tasks with parameters drawn from `train` ("train", "validation") or `test`, and a limit on each cost.
-
-    The descriptor holds the six parameters in the order of `PointMassRange`, each scaled to [-1, 1] over the training
-    range, and 0 where nothing varies.
-    """
+class PointMassFamily(RangesFamily):
+    """Worlds of other sizes, obstacles and goals; limits on both costs."""
 
     train: PointMassRange
     test: PointMassRange
     limits: tuple[float, float] = LIMITS
-
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        spans = (self.test if split == "test" else self.train).spans()
-        uniform = jax.random.uniform(key, (len(spans), count))
-        drawn = [low + (high - low) * part for (low, high), part in zip(spans.values(), uniform, strict=True)]
-        return self._tasks(dict(zip(spans, drawn, strict=True)))
 
     def corners(self) -> Tasks:
         """The largest obstacle in the smallest arena, and the smallest in the largest: one task if they are one."""
@@ -126,16 +110,7 @@ class PointMassFamily:
         pairs = [hard] if hard == easy else [hard, easy]
         middle = {name: jnp.full(len(pairs), (low + high) / 2) for name, (low, high) in train.spans().items()}
         radius, half_width = jnp.asarray(pairs).T
-        return self._tasks(middle | {"radius": radius, "half_width": half_width})
-
-    def _tasks(self, parameters: dict[str, Float[Array, " tasks"]]) -> Tasks:
-        count = parameters["radius"].shape[0]
-        descriptor = [
-            (2 * parameters[name] - low - high) / (high - low) if high > low else jnp.zeros(count)
-            for name, (low, high) in self.train.spans().items()
-        ]
-        limits = jnp.tile(jnp.asarray(self.limits, parameters["radius"].dtype), (count, 1))
-        return Tasks(parameters, limits, jnp.stack(descriptor, axis=-1))
+        return self.tasks(middle | {"radius": radius, "half_width": half_width})
 
 
 def world(limit: float | None = None, limit_on: LimitOn = "discounted", horizon: int | None = None) -> FunctionalWorld:

@@ -1,7 +1,8 @@
 """Task families whose parameters are independent and uniform."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safemeta.core import LimitOn, Tasks
 
 SPLITS = ("train", "validation", "test")
+Spans = Mapping[str, tuple[float, float]]  # a task parameter's least and largest value
 
 
 def limits_of_violations(limit: float, limit_on: LimitOn, costs: int) -> tuple[float, ...]:
@@ -58,10 +60,49 @@ class UniformFamily:
         return self._tasks(jnp.array([[end for _, end in ends] for ends in ranked], float))
 
     def _tasks(self, values: Float[Array, "tasks parameters"]) -> Tasks:
-        descriptor = [
-            (2 * values[:, index] - p.low - p.high) / (p.high - p.low) if p.high > p.low else 0 * values[:, index]
-            for index, p in enumerate(self.parameters)
-        ]
-        limits = jnp.tile(jnp.asarray(self.limits, values.dtype), (values.shape[0], 1))
-        parameters = {p.name: values[:, index] for index, p in enumerate(self.parameters)}
-        return Tasks(parameters, limits, jnp.stack(descriptor, axis=-1))
+        spans = {p.name: (p.low, p.high) for p in self.parameters}
+        return tasks_within(spans, dict(zip(spans, values.T, strict=True)), self.limits)
+
+
+class Ranges:
+    """A dataclass whose fields are ranges, each of one task parameter."""
+
+    def spans(self) -> Spans:
+        """All ranges by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RangesFamily:
+    """Tasks with independent uniform parameters within `train` ("train", "validation") or `test`, and their limits.
+
+    The descriptor holds the parameters in the order of the ranges, each scaled to [-1, 1] over the training range, and
+    0 where nothing varies.
+    """
+
+    train: Ranges
+    test: Ranges
+    limits: tuple[float, ...]
+
+    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        spans = (self.test if split == "test" else self.train).spans()
+        uniform = jax.random.uniform(key, (len(spans), count))
+        drawn = [low + (high - low) * part for (low, high), part in zip(spans.values(), uniform, strict=True)]
+        return self.tasks(dict(zip(spans, drawn, strict=True)))
+
+    def tasks(self, parameters: dict[str, Float[Array, " tasks"]]) -> Tasks:
+        """The tasks with these parameters."""
+        return tasks_within(self.train.spans(), parameters, self.limits)
+
+
+def tasks_within(spans: Spans, parameters: dict[str, Float[Array, " tasks"]], limits: tuple[float, ...]) -> Tasks:
+    """Tasks of the same limits, with descriptors that scale each span to [-1, 1]."""
+    values = [parameters[name] for name in spans]
+    descriptor = [
+        (2 * value - low - high) / (high - low) if high > low else jnp.zeros_like(value)
+        for value, (low, high) in zip(values, spans.values(), strict=True)
+    ]
+    tiled = jnp.tile(jnp.asarray(limits, values[0].dtype), (values[0].shape[0], 1))
+    return Tasks(parameters, tiled, jnp.stack(descriptor, axis=-1))
