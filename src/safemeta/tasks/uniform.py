@@ -85,6 +85,7 @@ class RangesFamily:
     limits: tuple[float, ...]
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
+        """So many independent tasks; `ValueError` on an unknown split."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         spans = (self.test if split == "test" else self.train).spans()
