@@ -25,9 +25,9 @@ from _table import Row, print_json
 from jaxtyping import Array, Float
 
 from safemeta.algorithms import bilevel, meta_cpo
-from safemeta.algorithms.outer import MetaData, meta_objective
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.inner import InnerData, inner_step, signals
+from safemeta.algorithms.outer import MetaData, meta_objective
 from safemeta.algorithms.surrogate import Samples, make_samples
 from safemeta.nets import GaussianPolicy, parameters
 from safemeta.solvers import trust_region_step

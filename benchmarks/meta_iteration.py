@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from _table import Row, print_json
 
 from safemeta.algorithms import bilevel, cpo, dual, meta_cpo, trpo
-from safemeta.algorithms.outer import MetaData, meta_objective, outer_update
 from safemeta.algorithms.critics import assess
+from safemeta.algorithms.outer import MetaData, meta_objective, outer_update
 from safemeta.algorithms.surrogate import make_samples
 from safemeta.nets import parameters, with_parameters
 from safemeta.solvers import values_and_gradients

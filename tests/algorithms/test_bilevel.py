@@ -10,10 +10,10 @@ import pytest
 from toy_worlds import quick_jit, reach, with_mean_action
 
 from safemeta.algorithms import bilevel
-from safemeta.algorithms.outer import MetaData, meta_objective, nearest_update, outer_update
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import init_critic
 from safemeta.algorithms.inner import InnerData, inner_step, inner_update, replayed
+from safemeta.algorithms.outer import MetaData, meta_objective, nearest_update, outer_update
 from safemeta.algorithms.surrogate import surrogate
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
 
