@@ -173,7 +173,7 @@ class Unhashable(Still):
         (Broken("reset"), {}, "reset failed when it was traced: KeyError: 'wnid'"),
         (Broken("step"), {}, "the next state and a safemeta.sim.Step, not a tuple"),
         (Unhashable(), {}, "the environment cannot be hashed: make it a frozen dataclass"),
-        (Still(), {"horizon": 0}, "horizon must be a whole number of at least 1, not 0"),
+        (Still(), {"horizon": 0}, "horizon must be a whole number of at least 1 step, not 0"),
         (Still(), {"action_size": 1.0}, "action_size must be a whole number of at least 1, not 1.0"),
         (Still(), {"discount": 1.5}, "discount must be above 0 and at most 1"),
         (Still(), {"limits": -1.0}, "a limit must be a number that is zero or more"),

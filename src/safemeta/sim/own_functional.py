@@ -1,6 +1,6 @@
 """A `World` from a user's own environment in JAX: any algorithm trains on it, whole iterations compiled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,16 @@ from jaxtyping import PRNGKeyArray, PyTree
 from safemeta.core import CMDP, LimitOn
 from safemeta.sim.functional import FunctionalEnvironment, FunctionalWorld
 from safemeta.sim.gymnasium import reason
-from safemeta.sim.own_world import LIMIT_UNITS, SPLITS, Limits, Number, OwnFamily, Ranges, _limits, _spans
+from safemeta.sim.own_family import (
+    SPLITS,
+    Limits,
+    Number,
+    OwnFamily,
+    Ranges,
+    check_episodes,
+    chosen_tasks,
+    limits_of,
+)
 from safemeta.sim.step import Family, Parameters, Step
 
 
@@ -40,29 +49,19 @@ def functional_world(
     The environment is traced once, and not run. Raises `ValueError` where that fails, where a shape or type is not
     what it must be, where the environment cannot be hashed, and where a number makes no sense.
     """
-    for name, value in (("horizon", horizon), ("action_size", action_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
-    if limit_on not in LIMIT_UNITS:
-        raise ValueError(f"limit_on must be one of {', '.join(LIMIT_UNITS)}, not {limit_on!r}")
-    if not 0 < discount <= 1:
-        raise ValueError(f"discount must be above 0 and at most 1, not {discount}")
+    check_episodes(horizon, discount, limit_on)
+    if isinstance(action_size, bool) or not isinstance(action_size, int) or action_size < 1:
+        raise ValueError(f"action_size must be a whole number of at least 1, not {action_size}")
     try:
         hash(environment)
     except TypeError as problem:
         raise ValueError("the environment cannot be hashed: make it a frozen dataclass without arrays") from problem
-    ready = tasks if tasks is not None and not isinstance(tasks, Mapping) else None
-    train = _spans(tasks if isinstance(tasks, Mapping) else {})
-    test = train if test_tasks is None else _spans(test_tasks)
-    if ready is not None and test_tasks is not None:
-        raise ValueError("test_tasks goes with ranges; a family has its own tasks of the split 'test'")
-    if [span[0] for span in test] != [span[0] for span in train]:
-        raise ValueError("test_tasks must name the same parameters as tasks, in the same order")
+    ready, train, test = chosen_tasks(tasks, test_tasks)
     observation, costs = _traced(environment, ready or OwnFamily(train, test, ()), action_size)
     names = tuple(cost_names or (["cost"] if costs == 1 else [f"cost_{index + 1}" for index in range(costs)]))
     if len(names) != costs:
         raise ValueError(f"a step has {costs} costs, and cost_names names {len(names)}")
-    bounds = _limits(limits, names)
+    bounds = limits_of(limits, names)
     cmdp = CMDP(observation, action_size, horizon, names, bounds, discount=float(discount), limit_on=limit_on)
     world = FunctionalWorld(cmdp, environment, ready or OwnFamily(train, test, bounds))
     for split in SPLITS if ready else ():

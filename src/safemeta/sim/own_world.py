@@ -1,65 +1,20 @@
 """A `World` from a user's own Gymnasium environment: any algorithm trains on it."""
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from gymnasium import spaces
-from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, Tasks
+from safemeta.core import CMDP
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.cost_reader import CostError, CostFunction, CostReader, default_names, named_costs, unpack
 from safemeta.sim.gymnasium import TIMEOUT, EnvMaker, GymnasiumSimulator, Host, make, reason
+from safemeta.sim.own_family import Limits, Number, OwnFamily, Ranges, Span, check_episodes, chosen_tasks, limits_of
 from safemeta.sim.step import Family
 from safemeta.sim.watched import check_timeout, watched
-
-SPLITS = ("train", "validation", "test")
-LIMIT_UNITS = ("discounted", "undiscounted", "per_step")
-Number = float | int
-Ranges = Mapping[str, tuple[Number, Number]]  # parameter -> its easy and its hard end
-Limits = Number | Sequence[Number] | Mapping[str, Number]
-Span = tuple[str, float, float]
-
-
-@dataclass(frozen=True)
-class OwnFamily:
-    """Tasks whose parameters are uniform, each between its easy and its hard end.
-
-    The descriptor holds the parameters scaled so that the training range becomes [-1, 1], hard ends at 1 (0 where
-    nothing varies). "validation" is distributed as "train".
-    """
-
-    train: tuple[Span, ...]
-    test: tuple[Span, ...]
-    limits: tuple[float, ...]
-
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        spans = self.test if split == "test" else self.train
-        uniform = jax.random.uniform(key, (len(spans), count))
-        return self._tasks([easy + (hard - easy) * u for (_, easy, hard), u in zip(spans, uniform, strict=True)], count)
-
-    def corners(self) -> Tasks:
-        """All combinations of hard and easy ends, the one of all hard ends first."""
-        ends = [(hard, easy) if hard != easy else (hard,) for _, easy, hard in self.train]
-        pairs = sorted(itertools.product(*[list(enumerate(each)) for each in ends]), key=lambda p: sum(i for i, _ in p))
-        columns = zip(*[[value for _, value in corner] for corner in pairs], strict=True)
-        return self._tasks([jnp.array(column, float) for column in columns], len(pairs))
-
-    def _tasks(self, values: Sequence[Float[Array, " tasks"]], count: int) -> Tasks:
-        parameters = {name: column for (name, _, _), column in zip(self.train, values, strict=True)}
-        scaled = [
-            (2 * column - easy - hard) / (hard - easy) if hard != easy else jnp.zeros(count)
-            for (_, easy, hard), column in zip(self.train, values, strict=True)
-        ] or [jnp.zeros(count)]
-        return Tasks(parameters, jnp.tile(jnp.array(self.limits, float), (count, 1)), jnp.stack(scaled, axis=-1))
 
 
 @dataclass(frozen=True)
@@ -99,21 +54,12 @@ def gymnasium_world(
     One environment is made and stepped once to see what it is like. Raises `ValueError` where it has no usable cost or
     no box of actions, and where a number makes no sense.
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon must be a whole number of at least 1 step, not {horizon}")
-    if limit_on not in LIMIT_UNITS:
-        raise ValueError(f"limit_on must be one of {', '.join(LIMIT_UNITS)}, not {limit_on!r}")
-    if not 0 < discount <= 1:
-        raise ValueError(f"discount must be above 0 and at most 1, not {discount}")
+    check_episodes(horizon, discount, limit_on)
     check_timeout(timeout)
-    ready = tasks if tasks is not None and not isinstance(tasks, Mapping) else None
-    train = _spans(tasks if isinstance(tasks, Mapping) else {})
-    test = train if test_tasks is None else _spans(test_tasks)
-    if [span[0] for span in test] != [span[0] for span in train]:
-        raise ValueError("test_tasks must name the same parameters as tasks, in the same order")
+    ready, train, test = chosen_tasks(tasks, test_tasks)
     first = _first_parameters(ready, train)
     host, called = _seen(make_env, first, cost, None if cost_names is None else tuple(cost_names), timeout)
-    bounds = _limits(limits, host.costs.names)
+    bounds = limits_of(limits, host.costs.names)
     cmdp = CMDP(
         observation_size=host.observation_size,
         action_size=spaces.flatdim(host.action_space),
@@ -125,16 +71,6 @@ def gymnasium_world(
     )
     family = OwnFamily(train, test, bounds) if ready is None else ready
     return OwnWorld(cmdp, GymnasiumSimulator(host), family, name or called)
-
-
-def _spans(ranges: Ranges) -> tuple[Span, ...]:
-    """Checked ranges."""
-    spans = []
-    for name, ends in ranges.items():
-        if not (isinstance(ends, (tuple, list)) and len(ends) == 2 and all(math.isfinite(end) for end in ends)):
-            raise ValueError(f"the range of {name!r} must be two numbers, its easy and its hard end, not {ends!r}")
-        spans.append((str(name), float(ends[0]), float(ends[1])))
-    return tuple(spans)
 
 
 def _first_parameters(family: Family | None, train: tuple[Span, ...]) -> dict[str, Any]:
@@ -182,19 +118,3 @@ def _box(space: Any) -> spaces.Box:
             f"its actions are a {type(space).__name__} space, and policies here are Gaussian, so that they need a Box"
         )
     return space
-
-
-def _limits(limits: Limits, names: tuple[str, ...]) -> tuple[float, ...]:
-    """One limit for each cost."""
-    if isinstance(limits, Mapping):
-        if set(limits) != set(names):
-            raise ValueError(f"limits are needed for {', '.join(names)}, not for {', '.join(map(str, limits))}")
-        values = [limits[name] for name in names]
-    else:
-        values = list(limits) if isinstance(limits, Sequence) else [limits] * len(names)
-    if len(values) != len(names):
-        raise ValueError(f"{len(values)} limits were given for {len(names)} costs ({', '.join(names)})")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"a limit must be a number that is zero or more, not {value!r}")
-    return tuple(map(float, values))
