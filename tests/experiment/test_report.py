@@ -90,6 +90,17 @@ def test_numbers_are_those_of_the_files(runs):
     assert f"safemeta adapt {runs[0]}" not in words
 
 
+def test_adaptations_with_a_confidence_stand_beside_those_without(runs):
+    shutil.copy(runs[0] / "adaptation.npz", runs[0] / "adaptation-confident.npz")
+    content = json.loads((runs[0] / "adaptation.json").read_text())
+    (runs[0] / "adaptation-confident.json").write_text(json.dumps({**content, "tasks": 5, "confidence": 0.9}))
+    page = Page(report(*runs))
+    assert "Adaptation to 5 unseen tasks, confidence 0.9" in page.words
+    assert "Adaptation to 4 unseen tasks" in page.words
+    assert "Adaptation to 4 unseen tasks," not in page.words
+    assert len(page.of("img")) == 3  # its picture is missing
+
+
 def test_ends_of_training_by_hand(runs):
     for folder, values in zip(runs, ([1.0, 5.0], [2.0, 8.0], [0.0, 4.0]), strict=True):
         lines = [{"iteration": i, "return": value, "cost": 3.0, "limit": 2.0} for i, value in enumerate(values, 1)]

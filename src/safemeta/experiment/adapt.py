@@ -32,7 +32,8 @@ from safemeta.experiment.progress import default
 from safemeta.experiment.run import Run, load
 from safemeta.experiment.statistics import bootstrap_columns
 
-NAME = "adaptation"  # of a .json, an .npz and a .png; "-confident" and "-shield" may follow
+# Of a .json, an .npz and a .png: plain, with a stated confidence, behind a shield, with both.
+NAMES = ("adaptation", "adaptation-confident", "adaptation-shield", "adaptation-confident-shield")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def adapt(
         tasks=tasks, steps=steps, episodes=episodes, split=split, seed=seed, limit=limit, confidence=confidence,
         reporter=reporter,
     )  # fmt: skip
-    name = "-".join([NAME, *(["confident"] if confidence is not None else []), *(["shield"] if shield else [])])
+    name = NAMES[(confidence is not None) + 2 * (shield is not None)]
     title = f"{run.name}, iteration {run.iteration}"
     try:
         write_json(run.folder / f"{name}.json", report.to_json())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from safemeta.experiment import figures, logs
-from safemeta.experiment.adapt import NAME as ADAPTATION
+from safemeta.experiment.adapt import NAMES as ADAPTATIONS
 from safemeta.experiment.aggregates import aggregate, anytime, probability_of_improvement
 from safemeta.experiment.certify import FILE as CERTIFICATE
 from safemeta.experiment.certify import PICTURE as CERTIFICATE_PICTURE
@@ -50,6 +50,15 @@ class Picture:
         return Picture(f"data:{TYPES[path.suffix.lower()]};base64,{content}", words)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What one adaptation of a run has left; `how` says whether a confidence was stated, or there was a shield."""
+
+    name: str
+    how: str
+    content: dict[str, Any]
+
+
 @dataclass
 class Card:
     """One run: what it is, how it can be had again, and what was found out about it."""
@@ -59,10 +68,10 @@ class Card:
     facts: dict[str, str]
     options: dict[str, str]
     command: str
-    adaptation: dict[str, Any] | None = None
+    adaptations: list[Adapted] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
-    pictures: dict[str, Picture] = field(default_factory=dict)  # by what made them: "adapt", "certify", "video"
+    pictures: dict[str, Picture] = field(default_factory=dict)  # by what made them: an adaptation, "certify", "video"
     notes: list[str] = field(default_factory=list)
 
 
@@ -101,11 +110,15 @@ def _card(folder: Path) -> Card:
         {name: json.dumps(value) for name, value in config.to_json()["options"].items()},
         f"safemeta train --config {folder / CONFIG}",
     )
-    card.adaptation = _content(folder / f"{ADAPTATION}.json")
+    for name in ADAPTATIONS:
+        content = _content(folder / f"{name}.json")
+        if content is not None:
+            stated = f", confidence {content['confidence']}" if content.get("confidence") else ""
+            card.adaptations.append(Adapted(name, f"{stated}{', shielded' if content.get('shield') else ''}", content))
     card.evaluation = _content(folder / EVALUATION)
     card.certificate = _content(folder / CERTIFICATE)
     for made_by, name, words in (
-        ("adapt", f"{ADAPTATION}.png", "Return and cost of every policy over the steps of adaptation."),
+        *((name, f"{name}.png", "Return and cost of every policy over adaptation steps.") for name in ADAPTATIONS),
         ("certify", CERTIFICATE_PICTURE, "The safety index over distance and rate, and in the plane."),
         ("video", FILM, "An episode on an unseen task."),
     ):
@@ -161,7 +174,7 @@ def _render(cards: list[Card]) -> str:
     try:
         return page.render(content)
     except (UndefinedError, TypeError, KeyError, ValueError, AttributeError) as problem:
-        files = f"{ADAPTATION}.json, {EVALUATION} or {CERTIFICATE}"
+        files = f"{ADAPTATIONS[0]}.json, {EVALUATION} or {CERTIFICATE}"
         raise UserError(
             f"An {files} of these runs is damaged or of another version: {problem}.", exit_code=1
         ) from problem
@@ -270,22 +283,24 @@ def _comparisons(groups: list[Group]) -> list[tuple[str, str, str]]:
 
 def _anytime_picture(cards: list[Card]) -> Picture | None:
     """The share of tasks on which a limit has been broken so far, and the largest cost so far, of each group."""
-    stored = {}
-    for card in cards:
-        file = card.log.folder / f"{ADAPTATION}.npz"
-        if card.adaptation is not None and file.is_file():
-            stored[card.log.folder] = _costs_and_limits(file)
+    stored: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for label, members in groups_of([card.log for card in cards]).items():
+        folders = [log.folder for log in members]
+        for card in cards:
+            for each in card.adaptations if card.log.folder in folders else ():
+                file = card.log.folder / f"{each.name}.npz"
+                if file.is_file():
+                    stored.setdefault(f"{label}{each.how}", []).append(_costs_and_limits(file))
     if not stored:
         return None
-    groups = groups_of([card.log for card in cards if card.log.folder in stored])
     with figures.figure(
         "Anytime safety", "All policies used so far, on unseen tasks; bands are exact 95 % intervals", 2
     ) as (drawing, axes):
-        for number, (label, members) in enumerate(groups.items()):
+        for number, (label, found_of) in enumerate(stored.items()):
             colour = figures.PALETTE[number % len(figures.PALETTE)]
-            steps = min(len(stored[log.folder][0]) for log in members)
-            costs = np.concatenate([stored[log.folder][0][:steps] for log in members], axis=1)
-            curve = anytime(costs, np.concatenate([stored[log.folder][1] for log in members]))
+            steps = min(len(costs) for costs, _ in found_of)
+            costs = np.concatenate([costs[:steps] for costs, _ in found_of], axis=1)
+            curve = anytime(costs, np.concatenate([limits for _, limits in found_of]))
             band = curve.tasks
             axes[0].fill_between(band.x, 100 * band.low, 100 * band.high, color=colour, alpha=0.15, linewidth=0)
             axes[0].plot(band.x, 100 * band.value, color=colour, linewidth=2, label=label)
