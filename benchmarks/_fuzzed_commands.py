@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from _fuzzed_sandbox import GIVEN, RUNS, SLOT, Damage, Example, Sandbox, faults
+from _fuzzed_sandbox import GIVEN, RUNS, SLOT, SWEEP, Damage, Example, Sandbox, faults
 from _table import Row
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -40,7 +40,8 @@ PAIRS = [
     "pole_length", "pole_length=", "pole_length=nan", "pole_length=1,2,3", "action_delay=1e400", "safety_cof=1",
     "constraint=slider_pos,slider_pos", "action_delay=" + "9" * 400, "noise=😀",
 ]  # fmt: skip
-COMMANDS = ["adapt", "evaluate", "certify", "plot", "video", "export", "report", "reproduce", "list"] + ["train"] * 8
+COMMANDS = ["adapt", "evaluate", "certify", "plot", "video", "export", "report", "reproduce", "list", "sweep"]
+COMMANDS += ["train"] * 8
 BATCH = 25  # examples that hypothesis makes up from one seed; it varies what it has, which soon looks alike
 HUGE = b"[" * 100_000
 
@@ -58,8 +59,8 @@ def _values(name: str, hint: Any, default: Any) -> st.SearchStrategy[list[str]]:
         return st.just([])
     known = {
         "task": catalogue().tasks, "split": ["train", "validation", "test"], "out": PATHS, "resume": WORDS,
-        "config": ["run/config.json", "file", "full", "nowhere.json"], "preset": ["paper", "papr"],
-        "figure": ["1", "5", "table-1", "Figure 2", "9"],
+        "ray-address": ["auto", "127.0.0.1:1", ""], "config": ["run/config.json", "file", "full", "nowhere.json"],
+        "preset": ["paper", "papr"], "figure": ["1", "5", "table-1", "Figure 2", "9"],
     }.get(name)  # fmt: skip
     if name == "task-option":
         return st.lists(_mostly(st.sampled_from(PAIRS), texts), min_size=0, max_size=3)
@@ -205,6 +206,53 @@ def damaged_files(draw: Any, files: Mapping[str, Mapping[str, bytes]]) -> Exampl
     return _example(draw(st.sampled_from(meta)), damage=damage)
 
 
+SWEPT: dict[str, Any] = {
+    "algorithms": ["trpo", "cpo"], "tasks": ["point-mass"], "seeds": 2, "iterations": 3,
+    "options": {"tasks": 2, "hidden": [8], "gae-smoothing": 0.9}, "algorithm": {"cpo": {"integral-gain": 0.1}},
+    "task": {"point-mass": {"limit": 2.0}},
+    "grid": {"kl-radius": [0.003, 0.01], "algorithm": {"cpo": {"damping": [0.1]}}},
+}  # fmt: skip
+
+
+@st.composite
+def sweep_files(draw: Any) -> Example:
+    """A sweep's file, most often with something in it that is another, gone, or called otherwise."""
+    whole = json.loads(json.dumps(SWEPT))
+    for _ in range(draw(st.integers(0, 2))):
+        inner, key = draw(st.sampled_from([*_places(whole)]))
+        action = draw(st.sampled_from(["replace"] * 4 + ["remove", "add"]))
+        if action == "remove":
+            del inner[key]
+        elif action == "add" and isinstance(inner, dict):
+            inner[draw(st.sampled_from([f"{key}s", "", "😀", "limit", "horizon", "preset", "task-option"]))] = draw(
+                json_values
+            )
+        else:
+            inner[key] = draw(json_values)
+    content: bytes | None = _toml(whole).encode("utf-8", "surrogatepass")
+    if not draw(st.integers(0, 5)):
+        content = draw(_spoilt_bytes(content or b"x"))
+    return _example(["sweep", SWEEP], damage=Damage("run", SWEEP, content))
+
+
+def _toml(content: Any, path: str = "") -> str:
+    """TOML of what JSON can say; null, which TOML lacks, becomes something that is no TOML."""
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    lines = [f"{json.dumps(key)} = {_toml_value(value)}" for key, value in content.items() if key not in tables]
+    for key, value in tables.items():
+        own = f"{path}{json.dumps(key)}"
+        lines += [f"[{own}]", _toml(value, f"{own}.")]
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}.get(json.dumps(value), json.dumps(value))
+
+
 @st.composite
 def _spoilt_json(draw: Any, content: bytes) -> bytes:
     """JSON, or one line of several, in which an entry is another one, gone, or called otherwise."""
@@ -258,8 +306,9 @@ def _spoilt_bytes(draw: Any, content: bytes) -> bytes | None:
 
 
 def examples(files: Mapping[str, Mapping[str, bytes]]) -> st.SearchStrategy[Example]:
-    """Command lines and damaged files, half and half."""
-    return command_lines() | damaged_files(files)
+    """Command lines and damaged files, half and half, and some sweeps."""
+    kinds = [command_lines(), damaged_files(files)] * 3
+    return st.one_of(*kinds, sweep_files())
 
 
 def fuzz(number: int, start: int, folder: Path) -> tuple[Counter[str], list[tuple[Example, list[str], str]]]:

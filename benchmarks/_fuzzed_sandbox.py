@@ -31,7 +31,7 @@ RUNS = {
     "fac": ("fac-sis", "collision-avoidance"),
     "metal": ("metal", "realworld-cartpole"),
 }
-SLOT, GIVEN = "slot", "given.json"  # a copy of one of the runs, and a configuration, each spoilt anew
+SLOT, GIVEN, SWEEP = "slot", "given.json", "given.toml"  # a copy of a run, a configuration, a sweep: each spoilt anew
 CACHES = (str(Path.home() / ".cache" / "matplotlib"), str(Path.home() / ".config" / "matplotlib"))
 SECONDS = 20  # of this process's time that a command may take before its work begins
 CODES = (0, 1, 2)
@@ -45,7 +45,7 @@ class Begun(BaseException):
 
 @dataclass(frozen=True)
 class Damage:
-    """A file of the run in the slot (or the configuration beside it) that holds something else; None is no file."""
+    """A file of the run in the slot (or a configuration or a sweep beside it) with other content; None is no file."""
 
     run: str
     file: str
@@ -93,7 +93,7 @@ def faults(example: Example, answer: Answer, folder: Path) -> list[str]:
             wrong.append("names neither an option nor a file")
         if answer.out:
             wrong.append("something on standard output")
-    outputs = [Path(os.path.normpath(folder / name)) for name in ("runs", "reproductions", *example.outputs)]
+    outputs = [Path(os.path.normpath(folder / name)) for name in ("runs", "reproductions", "sweeps", *example.outputs)]
     made = {parent for path in outputs for parent in path.parents if parent.is_relative_to(folder.parent)}
     made |= {path.parent / f".{path.name}.{os.getpid()}.tmp" for path in outputs}  # until it is whole
     inside = [path for path in answer.written if Path(path) in made or any(map(Path(path).is_relative_to, outputs))]
@@ -214,6 +214,7 @@ def _without_work() -> Iterator[None]:
         put(certified_episodes, "visit", _begin)
         put(importlib.import_module("safemeta.experiment.video"), "record", _begin)
         put(reproduction, "_carry_out", _begin)
+        put(importlib.import_module("safemeta.experiment.sweep"), "session", _begin)
         put(compilation, "enable_cache", lambda: None)
         yield
 
@@ -304,7 +305,7 @@ class Sandbox:
 
     def _spoil(self, damage: Damage) -> None:
         shutil.copytree(damage.run, SLOT)
-        path = Path(GIVEN) if damage.file == GIVEN else Path(SLOT) / damage.file
+        path = Path(damage.file) if damage.file in (GIVEN, SWEEP) else Path(SLOT) / damage.file
         if damage.content is None:
             path.unlink(missing_ok=True)
         else:
