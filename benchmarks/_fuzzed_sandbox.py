@@ -236,6 +236,8 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         )  # no folder given
     else:
         return
+    if event == "os.mkdir" and os.path.isdir(path):
+        return  # it fails
     if writes and isinstance(path, (str, bytes, os.PathLike)):
         _watching.add(os.path.normpath(os.path.abspath(os.fsdecode(path))))
 
