@@ -135,7 +135,8 @@ def test_only_the_trained_optimizer_has_updates_before_its_curve(tmp_path):
     assert (trained.algorithm, trained.iterations) == ("fisar", 80 + 30)
     assert (untrained.algorithm, untrained.iterations, rival.iterations) == ("fisar", 30, 300)
     assert untrained.options == dataclasses.replace(trained.options, meta_iterations=0)
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"return": i}) + "\n" for i in range(110)))
+    found = [{"iteration": i + 1, "return": i} for i in range(110)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
     assert [list(part[:2]) for part in jobs["fisar"].curve(tmp_path, "return")] == [[10, 20], [80.0, 81.0]]
     assert [list(part[:2]) for part in jobs["fisar, untrained"].curve(tmp_path, "return")] == [[10, 20], [0.0, 1.0]]
 
