@@ -1,5 +1,6 @@
 """What every test starts from: one CPU, no display, no cache of this user, array shapes checked at run time."""
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -58,6 +59,20 @@ def x64():
 def repository() -> Path:
     """The root of the working tree."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def load_example(repository):
+    """Runs `examples/NAME.py` as a module, anew at each call; the module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_example", repository / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="module", autouse=True)

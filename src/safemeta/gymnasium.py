@@ -22,14 +22,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from jaxtyping import Array, PRNGKeyArray
 
-from safemeta.core import Tasks
+from safemeta.core import Tasks, check_split
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim import FunctionalWorld, one_row
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.failures import raise_pending
 from safemeta.tasks import registry as tasks
 
-SPLITS = ("train", "validation", "test")
 LARGEST = np.finfo(np.float32).max
 
 
@@ -68,7 +67,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ) -> None:
         if render_mode is not None:
             raise ValueError("safemeta's environments are not rendered; safemeta.video draws a run")
-        _check_split(split)
+        check_split(split)
         world = tasks.make(name, limit=limit, limit_on=limit_on, horizon=horizon, options=task_options)
         assert isinstance(world, FunctionalWorld | BatchedWorld)
         self.world, self.split = world, split
@@ -129,7 +128,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r} of reset; there are 'task' and 'split'")
         split = options.get("split", self.split)
-        _check_split(split)
+        check_split(split)
         drawn = _sample(self.world, key, split)
         wanted = options.get("task", {})
         if not isinstance(wanted, Mapping):
@@ -146,11 +145,6 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 )
             parameters[name] = given[None]
         return Tasks(parameters, drawn.limits, drawn.descriptor)
-
-
-def _check_split(split: Any) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ from scipy import stats
 from toy_worlds import reach
 
 from safemeta.algorithms import dual, maml
-from safemeta.algorithms.confidence import FRACTIONS, OUTCOMES, WINDOW, Gathered, clear, quantiles, upper_bound
+from safemeta.algorithms.confidence import FRACTIONS, OUTCOMES, WINDOW, Gathered, clear, student_quantiles, upper_bound
 from safemeta.algorithms.surrogate import Samples
 from safemeta.nets import DiagonalGaussian
 
@@ -28,7 +28,7 @@ def policy(x):
 
 
 START = jnp.array([0.2, -0.1, 0.3])
-STATED = quantiles(0.95, EPISODES, COSTS, 1)
+STATED = student_quantiles(0.95, EPISODES, COSTS, 1)
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def batch(rng):
     return make
 
 
-def gathered(batches):
+def gathered(batches, stated=STATED):
     """What is gathered after these batches, the oldest first."""
     first = jax.tree.map(lambda leaf: leaf[None], batches[0])
-    empty = jax.tree.map(lambda leaf: leaf[0], Gathered.nothing(lambda: first, START[None]))
+    empty = jax.tree.map(lambda leaf: leaf[0], Gathered.nothing(lambda: first, START[None], stated))
     for each in batches:
         empty = empty.add(*each)
     return empty
@@ -62,7 +62,7 @@ def gathered(batches):
 @pytest.mark.parametrize("count", [1, 2, WINDOW + 2])
 def test_the_bound_is_that_of_a_plain_loop(batch, count):
     batches, x = [batch(behaviour=START * (1 + 0.1 * i)) for i in range(count)], START + 0.1
-    found = upper_bound(policy(x), gathered(batches), quantiles(0.7, EPISODES, COSTS, 3))
+    found = upper_bound(policy(x), gathered(batches, student_quantiles(0.7, EPISODES, COSTS, 3)))
     predicted = []
     for samples, costs in batches[-WINDOW:]:
         new = policy(x)(samples.observation)
@@ -83,10 +83,10 @@ def test_the_bound_is_that_of_a_plain_loop(batch, count):
 
 def test_what_clears_is_the_longest_part_of_the_step_whose_bound_is_within_the_limits(batch):
     own, proposed = gathered([batch()]), START + jnp.array([2.0, -2.0, 0.5])
-    bounds = np.array([upper_bound(policy(START + f * (proposed - START)), own, STATED) for f in (*FRACTIONS, 0.0)])
+    bounds = np.array([upper_bound(policy(START + f * (proposed - START)), own) for f in (*FRACTIONS, 0.0)])
     assert len(np.unique(bounds[:, 0])) == len(bounds)
     for limits in (bounds.max(0) + 1, *(row + 1e-4 for row in bounds)):
-        found, after = clear(policy, START, proposed, own, jnp.asarray(limits), STATED)
+        found, after = clear(policy, START, proposed, own, jnp.asarray(limits))
         allowed = np.all(bounds <= limits, axis=1)
         first = int(np.argmax(allowed))
         fraction = (*FRACTIONS, 0.0)[first]
@@ -111,21 +111,21 @@ def test_where_nothing_new_clears_the_newest_that_has_cleared_returns(batch):
 
     own = gathered([dear(*batch(behaviour=here)) for _ in range(WINDOW)])
     own = eqx.tree_at(lambda g: g.cleared, own, safe)
-    at_safe, at_here = (upper_bound(policy(x), own, STATED) for x in (safe, here))
+    at_safe, at_here = (upper_bound(policy(x), own) for x in (safe, here))
     assert np.all(at_safe < at_here)
     limits = (at_safe + at_here) / 2
-    found, after = clear(policy, here, here + (here - safe), own, limits, STATED)
+    found, after = clear(policy, here, here + (here - safe), own, limits)
     np.testing.assert_array_equal(found.parameters, safe)
     assert bool(found.passed)
     np.testing.assert_array_equal(after.cleared, safe)
-    found, after = clear(policy, here, here + (here - safe), own, at_safe - 1, STATED)
+    found, after = clear(policy, here, here + (here - safe), own, at_safe - 1)
     np.testing.assert_array_equal(found.parameters, safe)  # the lowest bound, though it does not clear
     assert not bool(found.passed)
 
 
 def test_what_cannot_be_predicted_does_not_clear(batch):
     own = gathered([batch()])
-    found, _ = clear(policy, START, jnp.array([jnp.nan, 0.0, -1e4]), own, jnp.full(COSTS, 1e9), STATED)
+    found, _ = clear(policy, START, jnp.array([jnp.nan, 0.0, -1e4]), own, jnp.full(COSTS, 1e9))
     np.testing.assert_array_equal(found.parameters, START)
 
 
@@ -148,7 +148,7 @@ def test_the_exact_costs_of_the_benchmark_are_those_of_episodes():
 @pytest.mark.parametrize(("value", "episodes"), [(0.4, 10), (1.0, 10), (float("nan"), 10), (0.95, 1)])
 def test_what_is_no_confidence_is_refused(value, episodes):
     with pytest.raises(ValueError, match=r"^confidence \w"):
-        quantiles(value, episodes, 1, 1)
+        student_quantiles(value, episodes, 1, 1)
 
 
 @pytest.mark.parametrize(

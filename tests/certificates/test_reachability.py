@@ -1,6 +1,5 @@
 """Avoidable sets: a closed form, rollouts of many controls, counts by hand, and FAC-SIS's indices as once measured."""
 
-import importlib.util
 import itertools
 import math
 
@@ -271,12 +270,8 @@ def test_the_handcrafted_index_is_within_the_avoidable_set_but_not_feasible_at_h
 
 
 @pytest.mark.slow
-def test_the_example_runs(repository, capsys):
-    path = repository / "examples" / "safety_index.py"
-    spec = importlib.util.spec_from_file_location("safety_index_example", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    example.main("zero", shape=(41, 31, 16))
+def test_the_example_runs(load_example, capsys):
+    load_example("safety_index").main("zero", shape=(41, 31, 16))
     shown = capsys.readouterr().out
     assert "phi = -0.501" in shown  # 0.5 - |(0.05, 1)|
     assert "the filter takes (1.00, 0.00)" in shown  # phi_0 sees no danger before it is too late

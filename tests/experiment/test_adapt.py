@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,13 +91,17 @@ def test_a_confidence_is_handed_to_an_algorithm_that_takes_one(trained, monkeypa
         given.append(confidence)
         if confidence is not None and confidence > 1:
             raise ValueError("confidence must be below 1.")
-        return plain(self, state, world, tasks, key, steps)
+        found = plain(self, state, world, tasks, key, steps)
+        bounds = jnp.full((steps, tasks.count, 1), 7.0)
+        return found if confidence is None else dataclasses.replace(found, cost_bounds=bounds)
 
     monkeypatch.setattr(type(trained.algorithm), "adapt", stating)
     report = adapt(trained, tasks=2, steps=1, episodes=3, confidence=0.9)
     adapt(trained, tasks=2, steps=1, episodes=3)
     assert given == [0.9, None]
     assert report.confidence == 0.9
+    with np.load(trained.folder / "adaptation-confident.npz") as arrays:
+        np.testing.assert_array_equal(arrays["cost_bounds"], np.full((1, 2, 1), 7.0))
     stated, without = (
         json.loads((trained.folder / f"{name}.json").read_bytes()) for name in ("adaptation-confident", "adaptation")
     )

@@ -1,7 +1,5 @@
 """Algorithms of a user's own: registered, trained, resumed and loaded by name; what cannot be used is refused."""
 
-import importlib.util
-import sys
 from dataclasses import dataclass, field
 
 import cvxpy as cp
@@ -20,16 +18,10 @@ TINY = {"tasks": 1, "episodes": 2, "critic_steps": 1, "hidden": (3,), "fisher_st
 
 
 @pytest.fixture
-def example(repository):
+def example(repository, load_example):
     """`examples/own_algorithm.py` as a module, which registers `pcpo` for the length of a test."""
-    path = repository / "examples" / "own_algorithm.py"
-    assert len(path.read_text().splitlines()) < 100
-    spec = importlib.util.spec_from_file_location("own_algorithm_example", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    assert len((repository / "examples" / "own_algorithm.py").read_text().splitlines()) < 100
+    return load_example("own_algorithm")
 
 
 def test_the_example_trains_resumes_and_is_judged(example, capsys):

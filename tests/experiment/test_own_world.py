@@ -1,8 +1,6 @@
 """Runs on environments of a user's own: recorded, resumed with the world at hand, saved when the environment fails."""
 
-import importlib.util
 import json
-import sys
 
 import gymnasium
 import numpy as np
@@ -99,12 +97,9 @@ def test_an_environment_that_raises_leaves_a_run_that_is_saved(capsys):
 
 
 @pytest.mark.slow
-def test_the_example_runs(repository, capsys):
+def test_the_example_runs(repository, load_example, capsys):
     path = repository / "examples" / "own_environment.py"
-    spec = importlib.util.spec_from_file_location("own_environment_example", path)
-    example = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = example
-    spec.loader.exec_module(example)
+    example = load_example("own_environment")
     environment = path.read_text().split("class Crane")[1].split("\n\n\ndef ")[0]
     assert len(environment.splitlines()) <= 40
     example.main(1, 1, tasks=2, episodes=2, critic_steps=2)

@@ -1,8 +1,6 @@
 """Worlds of users' own environments in JAX: what is read off the environment, and what is said of a wrong one."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import dataclass, field
 
 import jax
@@ -189,15 +187,9 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(environment, changes, se
 
 
 @pytest.fixture(scope="module")
-def example(repository):
+def example(load_example):
     """`examples/own_task.py` as a module."""
-    path = repository / "examples" / "own_task.py"
-    spec = importlib.util.spec_from_file_location("own_task_example", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_example("own_task")
 
 
 def test_the_lorry_slides_where_its_road_bends_too_much(example, repository):

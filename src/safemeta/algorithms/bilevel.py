@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.bilevel_config import BilevelConfig
-from safemeta.algorithms.confidence import Cleared, Gathered, clear, quantiles, with_clearances
+from safemeta.algorithms.confidence import Cleared, Gathered, StatesConfidence, clear, with_clearances
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.directions import corrected
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
@@ -54,7 +54,7 @@ class Kept(eqx.Module):
     adapted: Float[Array, "tasks parameters"]
 
 
-class Algorithm:
+class Algorithm(StatesConfidence):
     """See the module's docstring; `config` documents every setting."""
 
     def __init__(self, config: BilevelConfig | None = None) -> None:
@@ -83,21 +83,10 @@ class Algorithm:
         """Environment steps of one meta-iteration."""
         return (self.config.inner_steps + 1) * self.config.tasks * self.config.episodes * cmdp.horizon
 
-    def adapt(
-        self,
-        state: State,
-        world: World,
-        tasks: Tasks,
-        key: PRNGKeyArray,
-        steps: int,
-        confidence: float | None = None,
+    def _adapt(
+        self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int, quantiles: Array | None
     ) -> Adaptation:
-        """Inner steps from the meta-policy, each on `episodes` fresh episodes of the newest policy.
-
-        With `confidence`, only policies are used that clear the limits with that confidence (`confidence.py`).
-        """
-        allowed = quantiles(confidence, self.config.episodes, len(world.cmdp.cost_names), steps)
-        return _adapt(self.config, world, state, tasks, key, steps, allowed)
+        return _adapt(self.config, world, state, tasks, key, steps, quantiles)
 
 
 @eqx.filter_jit
@@ -196,7 +185,6 @@ def _adapt_step(
     tasks: Tasks,
     key: Any,
     gathered: Gathered | None,
-    quantiles: Float[Array, " window"] | None,
 ) -> tuple[Float[Array, "tasks parameters"], dict[str, Any], Gathered | None, Cleared | None]:
     rows, estimates = _collect(config, world, state, x, tasks, key)
     moved, data, facts = _inner(config, world.cmdp, state, x, rows, estimates, tasks)
@@ -204,12 +192,12 @@ def _adapt_step(
     facts["outcome"] = jnp.where(facts["accepted"], improved, KEPT)
     costs = limited_costs(rows, world.cmdp)
     facts |= {"return": episode_return(rows).mean(1), "costs": costs.mean(1)}
-    if gathered is None or quantiles is None:
+    if gathered is None:
         return moved, facts, None, None
 
     def one(start: Vector, proposed: Vector, own: Gathered, samples: Samples, costs: Array, limits: Array) -> Any:
         own = own.add(samples, costs)
-        return clear(lambda y: with_parameters(state.policy, y), start, proposed, own, limits, quantiles)
+        return clear(lambda y: with_parameters(state.policy, y), start, proposed, own, limits)
 
     cleared, gathered = jax.vmap(one)(x, moved, gathered, data.samples, costs, tasks.limits)
     return cleared.parameters, facts, gathered, cleared
@@ -234,10 +222,10 @@ def _adapt(
         return samples, limited_costs(rows, world.cmdp)
 
     if quantiles is not None:
-        gathered = Gathered.nothing(data, x)
+        gathered = Gathered.nothing(data, x, quantiles)
     for step in range(steps + 1):  # the last only estimates the last policy
         moved, found, gathered, cleared = _adapt_step(
-            config, world, state, x, tasks, jax.random.fold_in(key, step), gathered, quantiles
+            config, world, state, x, tasks, jax.random.fold_in(key, step), gathered
         )
         facts.append(found)
         if step < steps:

@@ -27,11 +27,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from scipy.special import stdtrit
 
 from safemeta.algorithms.base import Adaptation
 from safemeta.algorithms.surrogate import Samples
+from safemeta.core import Tasks, World
 from safemeta.nets import DiagonalGaussian
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of a step that are tried
@@ -45,18 +46,20 @@ class Gathered(eqx.Module):
     """One task's episodes by the newest policies, the newest first; leaves of `samples` are `[window, episodes, ...]`.
 
     `count` of the window are filled. `cleared` are the parameters of the newest policy that has cleared; before there
-    is one, of the first policy.
+    is one, of the first policy. `quantiles` are those of Student's t by the number of policies in the window.
     """
 
     samples: Samples
     costs: Float[Array, "*tasks window episodes costs"]
     count: Int[Array, "*tasks"]
     cleared: Float[Array, "*tasks parameters"]
+    quantiles: Float[Array, "*tasks window"]
 
     @staticmethod
     def nothing(
         data: Callable[[], tuple[Samples, Float[Array, "tasks episodes costs"]]],
         start: Float[Array, "tasks parameters"],
+        quantiles: Float[Array, " window"],
     ) -> "Gathered":
         """Room for what `data` would return, of which only shapes are asked."""
 
@@ -64,7 +67,8 @@ class Gathered(eqx.Module):
             return jnp.zeros((leaf.shape[0], WINDOW, *leaf.shape[1:]), leaf.dtype)
 
         samples, costs = jax.tree.map(empty, eqx.filter_eval_shape(data))
-        return Gathered(samples, costs, jnp.zeros(start.shape[0], jnp.int32), start)
+        tasks = start.shape[0]
+        return Gathered(samples, costs, jnp.zeros(tasks, jnp.int32), start, jnp.tile(quantiles, (tasks, 1)))
 
     def add(self, samples: Samples, costs: Float[Array, "episodes costs"]) -> "Gathered":
         """With the episodes of one more policy, the oldest dropped (of one task)."""
@@ -73,7 +77,8 @@ class Gathered(eqx.Module):
             return jnp.concatenate([new[None], old[:-1]])
 
         kept, paid = jax.tree.map(shifted, self.samples, samples), shifted(self.costs, costs)
-        return Gathered(kept, paid, jnp.minimum(self.count + 1, WINDOW), self.cleared)
+        count = jnp.minimum(self.count + 1, WINDOW)
+        return Gathered(kept, paid, count, self.cleared, self.quantiles)
 
 
 class Cleared(eqx.Module):
@@ -82,16 +87,14 @@ class Cleared(eqx.Module):
     parameters: Vector
     bound: Float[Array, " costs"]
     outcome: Int[Array, ""]  # -1: the whole step; else an index into OUTCOMES
-    passed: Any  # whether the bound is within all limits
+    passed: Bool[Array, ""]  # whether the bound is within all limits
 
 
-def quantiles(confidence: float | None, episodes: int, costs: int, steps: int) -> Float[Array, " window"] | None:
-    """Of Student's t, by how many policies' episodes are gathered; None without a confidence.
+def student_quantiles(confidence: float, episodes: int, costs: int, steps: int) -> Float[Array, " window"]:
+    """Of Student's t, by how many policies' episodes are gathered.
 
     Raises ValueError, in one sentence, on what cannot be a confidence.
     """
-    if confidence is None:
-        return None
     if not 0.5 <= confidence < 1:
         raise ValueError(f"confidence must be at least 0.5 and below 1, not {confidence:g}.")
     if episodes < 2:
@@ -100,9 +103,7 @@ def quantiles(confidence: float | None, episodes: int, costs: int, steps: int) -
     return jnp.asarray(stdtrit(freedom, 1 - (1 - confidence) / (max(steps, 1) * costs)), jnp.float32)
 
 
-def upper_bound(
-    policy: Callable[[Array], DiagonalGaussian], gathered: Gathered, quantiles: Float[Array, " window"]
-) -> Float[Array, " costs"]:
+def upper_bound(policy: Callable[[Array], DiagonalGaussian], gathered: Gathered) -> Float[Array, " costs"]:
     """B(pi) of each cost, from one task's episodes."""
     samples, episodes = gathered.samples, gathered.costs.shape[1]
     new = policy(samples.observation).log_prob(samples.action)
@@ -113,7 +114,7 @@ def upper_bound(
     number = gathered.count * episodes
     mean = predicted.sum((0, 1)) / number
     variance = jnp.where(filled, (predicted - mean) ** 2, 0).sum((0, 1)) / (number - 1)
-    return mean + quantiles[gathered.count - 1] * jnp.sqrt(variance / number)
+    return mean + gathered.quantiles[gathered.count - 1] * jnp.sqrt(variance / number)
 
 
 def clear(
@@ -122,12 +123,11 @@ def clear(
     proposed: Vector,
     gathered: Gathered,
     limits: Float[Array, " costs"],
-    quantiles: Float[Array, " window"],
 ) -> tuple[Cleared, Gathered]:
     """Of a step from `start` to `proposed` as much as clears (see the module); `policy` makes one of parameters."""
     tried = [start + fraction * (proposed - start) for fraction in FRACTIONS]
     candidates = jnp.stack([proposed, *tried[1:], start, gathered.cleared])
-    bounds = jax.vmap(lambda x: upper_bound(policy(x), gathered, quantiles))(candidates)
+    bounds = jax.vmap(lambda x: upper_bound(policy(x), gathered))(candidates)
     excess = jnp.max((bounds - limits) / jnp.where(limits > 0, limits, 1), axis=-1)
     excess = jnp.where(jnp.isfinite(excess), excess, jnp.inf)
     passes = excess <= 0
@@ -148,3 +148,41 @@ def with_clearances(adaptation: Adaptation, clearances: list[Cleared]) -> Adapta
     found = jax.tree.map(lambda *leaves: jnp.stack(leaves), *clearances)
     outcome = jnp.where(found.outcome < 0, adaptation.outcome, len(names) + found.outcome)
     return dataclasses.replace(adaptation, outcome=outcome, outcome_names=(*names, *OUTCOMES), cost_bounds=found.bound)
+
+
+class StatesConfidence:
+    """The `adapt` of algorithms that can state a confidence; `_adapt` says how they adapt.
+
+    It is given the quantiles of `student_quantiles`, or None, and hands them to `Gathered.nothing`.
+    """
+
+    config: Any  # has `episodes`, per policy
+
+    def adapt(
+        self,
+        state: Any,
+        world: World,
+        tasks: Tasks,
+        key: PRNGKeyArray,
+        steps: int,
+        confidence: float | None = None,
+    ) -> Adaptation:
+        """Adapt to each task; each of `steps` steps learns from `episodes` fresh episodes of the newest policy.
+
+        With `confidence`, only policies are used that clear the limits with that confidence.
+        """
+        stated = None
+        if confidence is not None:
+            stated = student_quantiles(confidence, self.config.episodes, len(world.cmdp.cost_names), steps)
+        return self._adapt(state, world, tasks, key, steps, stated)
+
+    def _adapt(
+        self,
+        state: Any,
+        world: World,
+        tasks: Tasks,
+        key: PRNGKeyArray,
+        steps: int,
+        quantiles: Float[Array, " window"] | None,
+    ) -> Adaptation:
+        raise NotImplementedError

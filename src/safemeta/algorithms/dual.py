@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from safemeta.algorithms.base import Adaptation, Metrics, named
-from safemeta.algorithms.confidence import Cleared, Gathered, clear, quantiles, with_clearances
+from safemeta.algorithms.confidence import Cleared, Gathered, StatesConfidence, clear, with_clearances
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
 from safemeta.algorithms.dual_adaptation import OUTCOME_NAMES, Evidence, adapt_once
 from safemeta.algorithms.dual_config import ITERATIONS, PRESETS, Config
@@ -63,7 +63,7 @@ class State(eqx.Module):
     iteration: Int[Array, ""]
 
 
-class Algorithm:
+class Algorithm(StatesConfidence):
     """See the module's docstring; `config` documents every setting."""
 
     def __init__(self, config: Config | None = None) -> None:
@@ -89,21 +89,10 @@ class Algorithm:
         """Environment steps of one meta-iteration, validation apart."""
         return 2 * self.config.tasks * self.config.episodes * cmdp.horizon
 
-    def adapt(
-        self,
-        state: State,
-        world: World,
-        tasks: Tasks,
-        key: PRNGKeyArray,
-        steps: int,
-        confidence: float | None = None,
+    def _adapt(
+        self, state: State, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int, quantiles: Array | None
     ) -> Adaptation:
-        """Adapt to each task; each of `steps` steps learns from `episodes` fresh episodes of the newest policy.
-
-        With `confidence`, only policies are used that clear the limits with that confidence (`confidence.py`).
-        """
-        allowed = quantiles(confidence, self.config.episodes, len(world.cmdp.cost_names), steps)
-        return _adapt(self.config, world, _chosen(state), tasks, key, steps, allowed)
+        return _adapt(self.config, world, _chosen(state), tasks, key, steps, quantiles)
 
 
 def _chosen(state: State) -> Candidate:
@@ -228,7 +217,6 @@ def _adapt_step(
     tasks: Tasks,
     key: PRNGKeyArray,
     gathered: Gathered | None,
-    quantiles: Float[Array, " window"] | None,
 ) -> tuple[Any, Any, Gathered | None, Evidence, Cleared | None]:
     collect_key, adapt_key, critic_key = jax.random.split(key, 3)
     rows = world.collect(policies, tasks, collect_key, config.episodes, per_task=True)
@@ -236,12 +224,10 @@ def _adapt_step(
     def one(policy, critic, rows, limits, k, learn_key, own) -> tuple[Any, ...]:
         adapted, evidence, advantages = adapt_once(config, world.cmdp, policy, critic, rows, limits, k)
         cleared = None
-        if own is not None and quantiles is not None:
+        if own is not None:
             own = own.add(make_samples(rows, advantages, world.cmdp), limited_costs(rows, world.cmdp))
             start, proposed = (parameters(each, config.adapt) for each in (policy, adapted))
-            cleared, own = clear(
-                lambda x: with_parameters(policy, x, config.adapt), start, proposed, own, limits, quantiles
-            )
+            cleared, own = clear(lambda x: with_parameters(policy, x, config.adapt), start, proposed, own, limits)
             adapted = with_parameters(policy, cleared.parameters, config.adapt)
         data = rows.observation, advantages.target, learn_key, config.adapt_critic_steps, rows.valid
         critic = learn(config, critic, policy.normalizer, *data)
@@ -274,11 +260,12 @@ def _adapt(
         return jax.vmap(one)(policies, critics, rows)
 
     if quantiles is not None:
-        gathered = Gathered.nothing(data, jax.vmap(lambda each: parameters(each, config.adapt))(policies))
+        first = jax.vmap(lambda each: parameters(each, config.adapt))(policies)
+        gathered = Gathered.nothing(data, first, quantiles)
     used, evidence, clearances = [policies], [], []
     for step in range(steps):
         policies, critics, gathered, found, cleared = _adapt_step(
-            config, world, policies, critics, tasks, jax.random.fold_in(key, step), gathered, quantiles
+            config, world, policies, critics, tasks, jax.random.fold_in(key, step), gathered
         )
         used.append(policies)
         evidence.append(found)

@@ -42,6 +42,7 @@ class AdaptationReport:
 
     Returns are means over tasks with bootstrap intervals over tasks; policy 0 is the meta-policy.
     `costs` and `returns` hold the means of every policy: `[steps + 1, tasks]` and `[steps + 1, tasks, costs]`.
+    `cost_bounds`, `[steps, tasks, costs]`, are what policies 1, 2, ... cost at most, where a confidence was stated.
     """
 
     tasks: int
@@ -59,6 +60,7 @@ class AdaptationReport:
     picture: Path | None = None
     shield: dict[str, Any] | None = None
     confidence: float | None = None
+    cost_bounds: np.ndarray | None = None
 
     @property
     def before(self) -> Interval:
@@ -82,7 +84,7 @@ class AdaptationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays; `shield` and `confidence` only where there is one."""
-        left_out = ["returns", "costs", "limits", "picture"]
+        left_out = ["returns", "costs", "limits", "cost_bounds", "picture"]
         left_out += [name for name in ("shield", "confidence") if getattr(self, name) is None]
         content = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in left_out
@@ -227,6 +229,7 @@ def adapt_policies(
         limits=limits,
         shield=None if shield is None else shield.statistics(performances),
         confidence=confidence,
+        cost_bounds=None if confidence is None else np.asarray(adaptation.cost_bounds),
     )
 
 
@@ -265,5 +268,8 @@ def _count_outcomes(adaptation: Any) -> dict[str, int]:
 def _packed(report: AdaptationReport) -> bytes:
     """The arrays as an npz without pickled objects."""
     buffer = io.BytesIO()
-    np.savez(buffer, returns=report.returns, costs=report.costs, limits=report.limits)
+    arrays: dict[str, Any] = {"returns": report.returns, "costs": report.costs, "limits": report.limits}
+    if report.cost_bounds is not None:
+        arrays["cost_bounds"] = report.cost_bounds
+    np.savez(buffer, **arrays)
     return buffer.getvalue()

@@ -12,7 +12,7 @@ Told = Callable[[float, str], None]  # share of the job that is done, words
 
 
 class JobProgress:
-    """A job's `plan.Progress`: its parts, one after the other, told as a share of the whole job."""
+    """A job's `jobs.Progress`: its parts, one after the other, told as a share of the whole job."""
 
     def __init__(self, told: Told):
         self._told = told

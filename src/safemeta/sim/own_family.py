@@ -4,16 +4,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import Tasks
+from safemeta.core import LimitOn, Tasks, check_split, tasks_within
 from safemeta.sim.step import Family
 
-SPLITS = ("train", "validation", "test")
-LIMIT_UNITS = ("discounted", "undiscounted", "per_step")
+LIMIT_UNITS = get_args(LimitOn)
 Number = float | int
 Ranges = Mapping[str, tuple[Number, Number]]  # parameter -> its easy and its hard end
 Limits = Number | Sequence[Number] | Mapping[str, Number]
@@ -33,8 +33,7 @@ class OwnFamily:
     limits: tuple[float, ...]
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         spans = self.test if split == "test" else self.train
         uniform = jax.random.uniform(key, (len(spans), count))
         return self._tasks([easy + (hard - easy) * u for (_, easy, hard), u in zip(spans, uniform, strict=True)], count)
@@ -47,12 +46,8 @@ class OwnFamily:
         return self._tasks([jnp.array(column, float) for column in columns], len(pairs))
 
     def _tasks(self, values: Sequence[Float[Array, " tasks"]], count: int) -> Tasks:
-        parameters = {name: column for (name, _, _), column in zip(self.train, values, strict=True)}
-        scaled = [
-            (2 * column - easy - hard) / (hard - easy) if hard != easy else jnp.zeros(count)
-            for (_, easy, hard), column in zip(self.train, values, strict=True)
-        ] or [jnp.zeros(count)]
-        return Tasks(parameters, jnp.tile(jnp.array(self.limits, float), (count, 1)), jnp.stack(scaled, axis=-1))
+        spans = {name: (easy, hard) for name, easy, hard in self.train}
+        return tasks_within(spans, dict(zip(spans, values, strict=True)), self.limits, count)
 
 
 def check_episodes(horizon: int, discount: Number, limit_on: str) -> None:

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from safemeta.core import CMDP, LimitOn
+from safemeta.core import CMDP, SPLITS, LimitOn
 from safemeta.sim.functional import FunctionalEnvironment, FunctionalWorld
 from safemeta.sim.gymnasium import reason
 from safemeta.sim.own_family import (
-    SPLITS,
     Limits,
     Number,
     OwnFamily,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, LimitOn, Tasks
+from safemeta.core import CMDP, LimitOn, Tasks, check_split
 from safemeta.sim import FunctionalWorld, Parameters, Step
 from safemeta.tasks import point
 from safemeta.tasks.lidar import pseudo_lidar
@@ -16,7 +16,6 @@ OBSERVATION_SIZE = 28  # 12 sensors, 16 lidar bins
 ACTION_SIZE = 2
 HORIZON = 500
 COST_NAMES = ("out_of_bounds",)
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ class CircleFamily:
     rounded: bool = False
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         span, limit = (self.test, self.test_limit) if split == "test" else (self.train, self.limit)
         uniform = jax.random.uniform(key, (count, 2))
         radius = span.radius[0] + (span.radius[1] - span.radius[0]) * uniform[:, 0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, LimitOn, Signals, Tasks
+from safemeta.core import CMDP, LimitOn, Signals, Tasks, check_split
 from safemeta.sim import FunctionalWorld, Parameters, Step
 
 TIMESTEP = 0.1  # s
@@ -25,7 +25,6 @@ OBSERVATION_SIZE = 5
 ACTION_SIZE = 2
 HORIZON = 120  # the paper's; the released code runs 200 steps
 COST_NAMES = ("collision",)
-SPLITS = ("train", "validation", "test")
 
 
 class UnicycleState(eqx.Module):
@@ -166,8 +165,7 @@ class CollisionAvoidanceFamily:
     limit: float = 0.0
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         return self._tasks(self.test if split == "test" else self.train, count)
 
     def corners(self) -> Tasks:

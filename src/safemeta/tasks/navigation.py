@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, InteractiveWorld, Tasks
+from safemeta.core import CMDP, InteractiveWorld, Tasks, check_split
 from safemeta.core.cmdp import LimitOn
 from safemeta.sim import FunctionalWorld
 from safemeta.sim.batched import BatchedWorld
 from safemeta.sim.mujoco import MujocoSimulator
 from safemeta.tasks.button import Button
-from safemeta.tasks.circle import SPLITS
 from safemeta.tasks.circle_scene import Circle
 from safemeta.tasks.goal import Goal
 from safemeta.tasks.layout import LAYOUTS
@@ -50,8 +49,7 @@ class NavigationFamily:
     costs: int = 1
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         ranges = jnp.array([v.test if split == "test" else v.train for v in self.varying], float)
         low, high = ranges[:, 0], ranges[:, 1]
         whole = np.array([v.name in COUNTS for v in self.varying])

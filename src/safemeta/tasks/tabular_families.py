@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from safemeta.core import CMDP, LimitOn, Tasks
+from safemeta.core import CMDP, LimitOn, Tasks, check_split
 from safemeta.sim import FunctionalWorld
 from safemeta.tasks.tabular import TabularCMDP, TabularEnvironment
 
 DISCOUNT = 0.95
 HORIZON = 200  # after which 0.95^200 = 3.5e-5 of the discounted sums is left
-SPLITS = ("train", "validation", "test")
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -79,7 +78,7 @@ class RandomFamily:
             raise ValueError("a random CMDP needs states, actions, and a branching between 1 and its states")
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        _check(split)
+        check_split(split)
         return self._drawn(key, count)
 
     def corners(self) -> Tasks:
@@ -117,7 +116,7 @@ class GridworldFamily:
             raise ValueError("density and slip are probabilities")
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        _check(split)
+        check_split(split)
         return self._of(jax.random.bernoulli(key, self.density, (count, self.height, self.width)))
 
     def corners(self) -> Tasks:
@@ -130,11 +129,6 @@ class GridworldFamily:
         start, goal = (0, 0), (0, self.width - 1)
         cmdps = jax.vmap(lambda one: gridworld_cmdp(one, start, goal, self.slip))(hazards)
         return _tasks(cmdps, self.limits, 2 * hazards.reshape(hazards.shape[0], -1) - 1)
-
-
-def _check(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 def _tasks(cmdps: TabularCMDP, limits: tuple[float, ...], descriptor: Float[Array, "tasks descriptors"]) -> Tasks:

@@ -1,17 +1,14 @@
 """Task families whose parameters are independent and uniform."""
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from safemeta.core import LimitOn, Tasks
-
-SPLITS = ("train", "validation", "test")
-Spans = Mapping[str, tuple[float, float]]  # a task parameter's least and largest value
+from safemeta.core import LimitOn, Tasks, check_split, tasks_within
+from safemeta.core.family import Spans
 
 
 def limits_of_violations(limit: float, limit_on: LimitOn, costs: int) -> tuple[float, ...]:
@@ -45,8 +42,7 @@ class UniformFamily:
     limits: tuple[float, ...]
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         low, high = (jnp.array([getattr(p, end) for p in self.parameters], float) for end in ("low", "high"))
         return self._tasks(low + (high - low) * jax.random.uniform(key, (count, len(self.parameters)), low.dtype))
 
@@ -61,7 +57,7 @@ class UniformFamily:
 
     def _tasks(self, values: Float[Array, "tasks parameters"]) -> Tasks:
         spans = {p.name: (p.low, p.high) for p in self.parameters}
-        return tasks_within(spans, dict(zip(spans, values.T, strict=True)), self.limits)
+        return tasks_within(spans, dict(zip(spans, values.T, strict=True)), self.limits, values.shape[0])
 
 
 class Ranges:
@@ -86,8 +82,7 @@ class RangesFamily:
 
     def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
         """So many independent tasks; `ValueError` on an unknown split."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         spans = (self.test if split == "test" else self.train).spans()
         uniform = jax.random.uniform(key, (len(spans), count))
         drawn = [low + (high - low) * part for (low, high), part in zip(spans.values(), uniform, strict=True)]
@@ -95,15 +90,5 @@ class RangesFamily:
 
     def tasks(self, parameters: dict[str, Float[Array, " tasks"]]) -> Tasks:
         """The tasks with these parameters."""
-        return tasks_within(self.train.spans(), parameters, self.limits)
-
-
-def tasks_within(spans: Spans, parameters: dict[str, Float[Array, " tasks"]], limits: tuple[float, ...]) -> Tasks:
-    """Tasks of the same limits, with descriptors that scale each span to [-1, 1]."""
-    values = [parameters[name] for name in spans]
-    descriptor = [
-        (2 * value - low - high) / (high - low) if high > low else jnp.zeros_like(value)
-        for value, (low, high) in zip(values, spans.values(), strict=True)
-    ]
-    tiled = jnp.tile(jnp.asarray(limits, values[0].dtype), (values[0].shape[0], 1))
-    return Tasks(parameters, tiled, jnp.stack(descriptor, axis=-1))
+        spans = self.train.spans()
+        return tasks_within(spans, parameters, self.limits, parameters[next(iter(spans))].shape[0])
