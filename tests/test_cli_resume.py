@@ -24,15 +24,15 @@ KILLS = {"dummy": 4, "dual": 3}
 
 
 def start(*arguments):
-    return subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        # Where the tests themselves run in a shell's background, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Where the tests themselves run in a shell's background, Ctrl-C is ignored, and children inherit that; a handler
+    # they do not inherit. (`preexec_fn` would fork this process, where JAX has threads.)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process, code=0):
