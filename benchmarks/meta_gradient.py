@@ -103,15 +103,17 @@ def released_direction(
     """The released code's mean over tasks of (product of corrections) * (next step), on the data of `meta`."""
     order = released_order(policy)
 
-    def one(data: list[InnerData], samples: Any, violations: Array, adapted: Vector) -> Vector:
-        x, product = theta, jnp.ones_like(theta)
-        for each in data:
+    def one(data: InnerData, samples: Any, violations: Array, adapted: Vector) -> Vector:
+        def step(found: tuple[Vector, Vector], each: InnerData) -> tuple[tuple[Vector, Vector], None]:
+            x, product = found
             product = product * correction(config, policy, x, each, accumulate, order)
-            x = x + each.fraction * inner_step(config, policy, x, each).step
+            return (x + each.fraction * inner_step(config, policy, x, each).step, product), None
+
+        (_, product), _ = jax.lax.scan(step, (theta, jnp.ones_like(theta)), data)
         units = unit_gradients(config, policy, adapted, samples)
         return product * unit_step(units[0], units[1], violations[0], config.inner_radius)[0]
 
-    return jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted).mean(0)
+    return jax.vmap(one, in_axes=(1, 0, 0, 0))(meta.inner, meta.samples, meta.violations, meta.adapted).mean(0)
 
 
 def exact_gradient(config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Vector:
@@ -128,12 +130,9 @@ def gathered(config: BilevelConfig, world: Any, state: Any, key: Any) -> tuple[V
     """Data of one meta-iteration: K inner steps on fresh episodes, and the adapted policies' episodes."""
     tasks = world.sample(jax.random.fold_in(key, 0), config.tasks, "train")
     theta = parameters(state.policy)
-    x, data = jnp.broadcast_to(theta, (config.tasks, theta.shape[0])), []
-    for step in range(config.inner_steps):
-        rows, estimates = bilevel._collect(config, world, state, x, tasks, jax.random.fold_in(key, 1 + step))
-        x, used, _ = bilevel._inner(config, world.cmdp, state, x, rows, estimates, tasks)
-        data.append(used)
-    rows, estimates = bilevel._collect(config, world, state, x, tasks, jax.random.fold_in(key, 100))
+    x = jnp.broadcast_to(theta, (config.tasks, theta.shape[0]))
+    x, _, data, _ = bilevel._chain(config, world, state, x, tasks, jax.random.fold_in(key, 1))
+    rows, estimates = bilevel._collect(config, world, state, x, tasks, jax.random.fold_in(key, 2))
     samples = jax.vmap(lambda r, a: make_samples(r, a, world.cmdp))(rows, estimates)
     costs = bilevel.limited_costs(rows, world.cmdp).mean(1)
     return theta, MetaData(data, samples, costs - tasks.limits, x)

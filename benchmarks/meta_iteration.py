@@ -74,7 +74,8 @@ def parts(config: meta_cpo.Config, world: Any, repeats: int) -> tuple[dict[str, 
     estimates = judge(rows)
     _, used, _ = inner(x, rows, estimates)
     samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(rows, estimates)
-    meta = MetaData([used] * config.inner_steps, samples, used.violations, x)
+    repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.inner_steps, *leaf.shape)), used)
+    meta = MetaData(repeated, samples, used.violations, x)
 
     def stacked(y: Any, data: MetaData) -> Any:
         reward, costs = meta_objective(config, policy, y, data)

@@ -37,15 +37,22 @@ def batch():
         state = bilevel.State(policy, init_critic(SMALL, world.cmdp, jax.random.key(2)))
         theta = parameters(policy)
         x = jnp.broadcast_to(theta, (TASKS, theta.shape[0]))
-        rows, estimates = bilevel._collect(SMALL, world, state, x, tasks, jax.random.key(3))
-        samples = jax.vmap(lambda r, a: bilevel.make_samples(r, a, world.cmdp))(rows, estimates)
-        return policy, theta, samples
+
+        @quick_jit
+        def collected(x):
+            rows, estimates = bilevel._collect(SMALL, world, state, x, tasks, jax.random.key(3))
+            return jax.vmap(lambda r, a: bilevel.make_samples(r, a, world.cmdp))(rows, estimates)
+
+        return policy, theta, collected(x)
 
 
-def data_of(samples, violations, fraction=1.0):
-    rows = samples.valid.shape[0]
-    given = jnp.broadcast_to(jnp.asarray(violations, float), (rows, 2))
-    return InnerData(samples, given, jnp.full(rows, fraction, float), jnp.full(rows, DISCOUNT, float))
+def data_of(samples, violations, fractions=(1.0,)):
+    """The same samples and violations `[..., costs]` for as many inner steps as there are fractions of a step."""
+    shape = len(fractions), samples.valid.shape[0]
+    samples = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (shape[0], *leaf.shape)), samples)
+    given = jnp.broadcast_to(jnp.asarray(violations, float), (*shape, 2))
+    fraction = jnp.broadcast_to(jnp.asarray(fractions, float)[:, None], shape)
+    return InnerData(samples, given, fraction, jnp.full(shape, DISCOUNT, float))
 
 
 CASES = {
@@ -65,10 +72,10 @@ def compiled(config, policy):
         return jnp.concatenate([reward[None], costs])
 
     def adapted(theta, data):
-        return jax.vmap(lambda each: replayed(config, policy, theta, each))(data)
+        return jax.vmap(lambda each: replayed(config, policy, theta, each), in_axes=1)(data)
 
     def first(theta, data):
-        return jax.vmap(lambda each: inner_step(config, policy, theta, each))(data[0])
+        return jax.vmap(lambda each: inner_step(config, policy, theta, each))(jax.tree.map(lambda leaf: leaf[0], data))
 
     return quick_jit(stacked), quick_jit(jax.jacrev(stacked)), quick_jit(adapted), quick_jit(first)
 
@@ -82,8 +89,8 @@ def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, c
     policy, theta, samples = batch
     value, derivative, adapted, first = compiled(replace(SMALL, metric=metric, inner_radius=0.02), policy)
     for case in cases:
-        data = [data_of(samples, CASES[case], fraction) for fraction in np.linspace(1.0, 0.5, count)]
-        meta = MetaData(data, samples, data[0].violations, adapted(theta, data))
+        data = data_of(samples, CASES[case], np.linspace(1.0, 0.5, count))
+        meta = MetaData(data, samples, data.violations[0], adapted(theta, data))
         steps = first(theta, data)
         assert np.all(np.asarray(steps.feasible) == (case != "recovery"))
         held = np.abs(np.asarray(steps.multipliers)) > 1e-9
@@ -100,9 +107,9 @@ def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, c
 @pytest.mark.usefixtures("x64")
 def test_first_order_and_ignored_sampling_differ_from_exact_as_they_should(batch):
     policy, theta, samples = batch
-    data = [data_of(samples, CASES["active"])]
+    data = data_of(samples, CASES["active"])
     adapted = compiled(SMALL, policy)[2](theta, data)
-    meta = MetaData(data, samples, data[0].violations, adapted)
+    meta = MetaData(data, samples, data.violations[0], adapted)
 
     def gradient(config):
         return quick_jit(jax.grad(lambda y: meta_objective(config, policy, y, meta)[0]))(theta)
@@ -221,7 +228,7 @@ def test_mamls_step_is_the_gradient_less_the_penalty(batch):
 def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
     policy, theta, samples = batch
     config = replace(SMALL, outer=outer, meta_gradient=meta_gradient)
-    data = [data_of(samples, CASES["active"])]
+    data = data_of(samples, CASES["active"])
     adapted = compiled(config, policy)[2](theta, data)
     observations = samples.observation
     step_out = quick_jit(outer_update, static_argnums=0)
@@ -254,8 +261,8 @@ def test_the_dual_methods_step_is_differentiated_through(batch):
     config = replace(SMALL, inner="dual", kl_weight=0.05, cost_kl_weight=4.0)
     value, derivative, adapted, first = compiled(config, policy)
     for case in ("inactive", "active", "recovery"):
-        data = [data_of(samples, CASES[case], fraction) for fraction in (1.0, 0.6)]
-        meta = MetaData(data, samples, data[0].violations, adapted(theta, data))
+        data = data_of(samples, CASES[case], (1.0, 0.6))
+        meta = MetaData(data, samples, data.violations[0], adapted(theta, data))
         held = np.asarray(first(theta, data).multipliers) > 1e-6
         assert held.any() == (case == "active")
         direction = jax.random.normal(jax.random.key(0), theta.shape)
@@ -270,8 +277,8 @@ def test_the_meta_policys_own_cost_is_bounded_on_its_worst_task(batch):
     policy, theta, samples = batch
     config = replace(SMALL, inner="dual", outer="cpo", bounded="initial", meta_gradient="first")
     given = jnp.array([[-0.3, 0.1], [0.2, -0.4]])  # each task is the worst for one of the costs
-    data = [eqx.tree_at(lambda d: d.violations, data_of(samples, [0.0, 0.0]), given)]
-    adapted = jax.vmap(lambda each: replayed(config, policy, theta, each))(data)
+    data = data_of(samples, given)
+    adapted = compiled(config, policy)[2](theta, data)
     meta = MetaData(data, samples, given, adapted)
     np.testing.assert_allclose(meta_objective(config, policy, theta, meta)[1], [0.2, 0.1], atol=1e-12)
     update = quick_jit(outer_update, static_argnums=0)
@@ -288,7 +295,7 @@ def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric)
     policy, theta, samples = batch
     shift = 0.02 * jax.random.normal(jax.random.key(7), (TASKS, theta.shape[0]))
     config = replace(SMALL, outer="nearest", outer_rate=1.0, metric=metric, damping=1e-8)
-    data = [data_of(samples, CASES["inactive"])]
+    data = data_of(samples, CASES["inactive"])
 
     def distance(y, adapted):
         kl = jax.vmap(
@@ -299,7 +306,7 @@ def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric)
     update = quick_jit(nearest_update, static_argnums=0)
     for same in (True, False):
         adapted = theta + jnp.broadcast_to(shift[:1], shift.shape) if same else theta + shift
-        meta = MetaData(data, samples, data[0].violations, adapted)
+        meta = MetaData(data, samples, data.violations[0], adapted)
         moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
         assert facts["meta_accepted"] == 1
         assert float(facts["distance"]) == pytest.approx(distance(theta, adapted), rel=1e-6)

@@ -30,7 +30,7 @@ def gathered():
 
 
 def of_one_task(meta, violation):
-    data = jax.tree.map(lambda leaf: leaf[0], meta.inner[0])
+    data = jax.tree.map(lambda leaf: leaf[0, 0], meta.inner)
     return replace(data, violations=jnp.full_like(data.violations, violation))
 
 

@@ -98,20 +98,12 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     tasks = world.sample(task_key, config.tasks, "train")
     theta = parameters(state.policy)
     x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0])) if state.kept is None else state.kept.adapted
-    seen: list[tuple[Trajectory, Advantages]] = []
-    data: list[InnerData] = []
-    facts: dict[str, Any] = {}
-    for step in range(config.inner_steps):
-        rows, estimates = _collect(config, world, state, x, tasks, jax.random.fold_in(inner_key, step))
-        x, used, facts = _inner(config, cmdp, state, x, rows, estimates, tasks)
-        seen.append((rows, estimates))
-        data.append(used)
+    x, seen, data, facts = _chain(config, world, state, x, tasks, inner_key)
     after, estimates = _collect(config, world, state, x, tasks, after_key)
-    seen.append((after, estimates))
     samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(after, estimates)
     after_costs = limited_costs(after, cmdp).mean(1)
     meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
-    before = seen[0][0]
+    before = jax.tree.map(lambda leaf: leaf[0], seen[0])
     start = config, state.policy, theta, meta, before.observation, before.valid
     correction = state.correction
     if config.outer == "nearest":
@@ -123,13 +115,12 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         correction = corrected(correction, outer_violations(config, meta), feasible, config.integral_gain)
         outer_facts["correction"] = correction
 
-    observations = jnp.stack([rows.observation for rows, _ in seen])
-    targets = jnp.stack([found.target for _, found in seen])
-    valid = jnp.stack([rows.valid for rows, _ in seen])
+    rows, target = jax.tree.map(lambda own, last: jnp.append(own, last[None], 0), seen, (after, estimates.target))
     normalizer = state.policy.normalizer
-    critics = learn(config, state.critics, normalizer, observations, targets, critic_key, config.critic_steps, valid)
+    fitted = rows.observation, target, critic_key, config.critic_steps, rows.valid
+    critics = learn(config, state.critics, normalizer, *fitted)
     policy = with_parameters(state.policy, moved)
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer.merge(observations, valid))
+    policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer.merge(rows.observation, rows.valid))
     before_costs = limited_costs(before, cmdp).mean(1)
     metrics = {
         "return_before": episode_return(before).mean(),
@@ -139,14 +130,31 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         "cost_before": before_costs.mean(0),
         "cost_after": after_costs.mean(0),
         "limit": tasks.limits[0, 0],
-        "inner_kl": facts["kl"].mean(),
-        "inner_accepted": facts["accepted"].mean(),
-        "inner_feasible": facts["feasible"].mean(),
+        "inner_kl": facts["kl"][-1].mean(),
+        "inner_accepted": facts["accepted"][-1].mean(),
+        "inner_feasible": facts["feasible"][-1].mean(),
         "log_std": policy.network.log_std.mean(),
         **outer_facts,
     }
     kept = None if state.kept is None else Kept(state.kept.key, x)
     return State(policy, critics, kept, correction), named(cmdp, metrics)
+
+
+def _chain(
+    config: BilevelConfig, world: World, state: State, x: Float[Array, "tasks parameters"], tasks: Tasks, key: Any
+) -> tuple[Float[Array, "tasks parameters"], tuple[Trajectory, Array], InnerData, dict[str, Any]]:
+    """All inner steps from `x`: where they end; episodes and targets, data and facts of each, leaves `[steps, ...]`.
+
+    The steps are one loop of the compiled program, which is no larger for more steps.
+    """
+
+    def step(x: Array, index: Array) -> tuple[Array, Any]:
+        rows, estimates = _collect(config, world, state, x, tasks, jax.random.fold_in(key, index))
+        x, used, facts = _inner(config, world.cmdp, state, x, rows, estimates, tasks)
+        return x, ((rows, estimates.target), used, facts)
+
+    x, (seen, data, facts) = jax.lax.scan(step, x, jnp.arange(config.inner_steps))
+    return x, seen, data, facts
 
 
 def _collect(

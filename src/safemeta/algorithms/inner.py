@@ -36,12 +36,12 @@ Vector = Float[Array, " parameters"]
 
 
 class InnerData(eqx.Module):
-    """All that one inner step of one task depends on, beside the parameters."""
+    """All that inner steps depend on, beside the parameters: of one task and step, or with leading axes `*steps`."""
 
     samples: Samples
-    violations: Float[Array, "*tasks costs"]  # estimated cost less what is allowed
-    fraction: Float[Array, "*tasks"]  # of the step that the line search took; a constant in the derivative
-    discount: Float[Array, "*tasks"]  # `effective_discount`: the units of the dual method's problem
+    violations: Float[Array, "*steps costs"]  # estimated cost less what is allowed
+    fraction: Float[Array, "*steps"]  # of the step that the line search took; a constant in the derivative
+    discount: Float[Array, "*steps"]  # `effective_discount`: the units of the dual method's problem
 
 
 class InnerStep(NamedTuple):
@@ -198,8 +198,13 @@ def inner_update(
     return x + fraction * found.step, taken, facts
 
 
-def replayed(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: list[InnerData]) -> Vector:
-    """The parameters after all inner steps on fixed data: the function that the meta-gradient differentiates."""
-    for each in data:
-        x = x + each.fraction * inner_step(config, policy, x, each).step
-    return x
+def replayed(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: InnerData) -> Vector:
+    """The parameters after all inner steps on fixed data: the function that the meta-gradient differentiates.
+
+    `data` has leaves `[steps, ...]`. The steps are one loop of the compiled program, which is no larger for more steps.
+    """
+
+    def step(x: Vector, each: InnerData) -> tuple[Vector, None]:
+        return x + each.fraction * inner_step(config, policy, x, each).step, None
+
+    return jax.lax.scan(step, x, data)[0]

@@ -21,7 +21,7 @@ from safemeta.solvers import accept_cpo, accept_trpo, backtrack, solve_rows, tru
 class MetaData(eqx.Module):
     """What the outer step depends on: per task the inner data, and the data of the adapted policy."""
 
-    inner: list[InnerData]  # K of them, leaves `[tasks, ...]`
+    inner: InnerData  # leaves `[steps, tasks, ...]`
     samples: Samples  # `[tasks, ...]`
     violations: Float[Array, "tasks costs"]
     adapted: Float[Array, "tasks parameters"]
@@ -32,7 +32,7 @@ def meta_objective(
 ) -> tuple[Float[Array, ""], Float[Array, " costs"]]:
     """F and G at `theta` (eq. 10), through the chain of inner steps on fixed data; see `bounded` for another G."""
 
-    def one(data: list[InnerData], samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
+    def one(data: InnerData, samples: Samples, violations: Array, adapted: Vector) -> tuple[Array, Array]:
         if config.meta_gradient == "exact":
             x = replayed(config, policy, theta, data)
         else:
@@ -41,7 +41,7 @@ def meta_objective(
         values = surrogate(with_parameters(policy, x), with_parameters(policy, adapted)(samples.observation), samples)
         return values.reward, violations + values.costs
 
-    reward, costs = jax.vmap(one)(meta.inner, meta.samples, meta.violations, meta.adapted)
+    reward, costs = jax.vmap(one, in_axes=(1, 0, 0, 0))(meta.inner, meta.samples, meta.violations, meta.adapted)
     if config.bounded == "initial":
         return reward.mean(), own_costs(policy, theta, meta)
     return reward.mean(), costs.mean(0)
@@ -49,7 +49,7 @@ def meta_objective(
 
 def own_costs(policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Float[Array, " costs"]:
     """Of each cost what the meta-policy itself has above its limit, on the task of the batch where that is most."""
-    first = meta.inner[0]
+    first = jax.tree.map(lambda leaf: leaf[0], meta.inner)
     worst = jnp.argmax(first.violations, axis=0)
 
     def one(samples: Samples) -> Array:
@@ -62,7 +62,7 @@ def own_costs(policy: GaussianPolicy, theta: Vector, meta: MetaData) -> Float[Ar
 
 def outer_violations(config: BilevelConfig, meta: MetaData) -> Float[Array, " costs"]:
     """G before the outer step, as measured."""
-    return meta.inner[0].violations.max(0) if config.bounded == "initial" else meta.violations.mean(0)
+    return meta.inner.violations[0].max(0) if config.bounded == "initial" else meta.violations.mean(0)
 
 
 def nearest_update(
