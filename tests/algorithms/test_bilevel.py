@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_worlds import quick_jit, reach, with_mean_action
+from toy_worlds import reach, with_mean_action
 
 from safemeta.algorithms import bilevel
 from safemeta.algorithms.bilevel_config import BilevelConfig
@@ -38,7 +38,7 @@ def batch():
         theta = parameters(policy)
         x = jnp.broadcast_to(theta, (TASKS, theta.shape[0]))
 
-        @quick_jit
+        @jax.jit
         def collected(x):
             rows, estimates = bilevel._collect(SMALL, world, state, x, tasks, jax.random.key(3))
             return jax.vmap(lambda r, a: bilevel.make_samples(r, a, world.cmdp))(rows, estimates)
@@ -77,7 +77,7 @@ def compiled(config, policy):
     def first(theta, data):
         return jax.vmap(lambda each: inner_step(config, policy, theta, each))(jax.tree.map(lambda leaf: leaf[0], data))
 
-    return quick_jit(stacked), quick_jit(jax.jacrev(stacked)), quick_jit(adapted), quick_jit(first)
+    return jax.jit(stacked), jax.jit(jax.jacrev(stacked)), jax.jit(adapted), jax.jit(first)
 
 
 @pytest.mark.usefixtures("x64")
@@ -112,7 +112,7 @@ def test_first_order_and_ignored_sampling_differ_from_exact_as_they_should(batch
     meta = MetaData(data, samples, data.violations[0], adapted)
 
     def gradient(config):
-        return quick_jit(jax.grad(lambda y: meta_objective(config, policy, y, meta)[0]))(theta)
+        return jax.jit(jax.grad(lambda y: meta_objective(config, policy, y, meta)[0]))(theta)
 
     exact, first = gradient(SMALL), gradient(replace(SMALL, meta_gradient="first"))
 
@@ -135,7 +135,7 @@ def test_the_inner_step_is_cvxpys(batch):
     policy, theta, samples = batch
     own = jax.tree.map(lambda leaf: leaf[0], samples)
     data = InnerData(own, jnp.array([-0.05, 0.2]), jnp.ones(()), DISCOUNT)
-    found = quick_jit(inner_step, static_argnums=0)(SMALL, policy, theta, data)
+    found = jax.jit(inner_step, static_argnums=0)(SMALL, policy, theta, data)
     gradients, fisher = models(policy, theta, own)
     x = cp.Variable(theta.shape[0])
     within = [cp.quad_form(x, cp.psd_wrap(fisher)) <= 2 * SMALL.inner_radius, data.violations + gradients[1:] @ x <= 0]
@@ -150,7 +150,7 @@ def test_the_inner_step_of_the_dual_method_is_cvxpys(batch):
     policy, theta, samples = batch
     own = jax.tree.map(lambda leaf: leaf[0], samples)
     config = replace(SMALL, inner="dual", kl_weight=0.05, cost_kl_weight=4.0)
-    step = quick_jit(inner_step, static_argnums=0)
+    step = jax.jit(inner_step, static_argnums=0)
     gradients, fisher = models(policy, theta, own)
     for violations, binding in (([-0.05, -0.03], True), ([-50.0, -50.0], False)):
         data = InnerData(own, jnp.array(violations), jnp.ones(()), DISCOUNT)
@@ -189,7 +189,7 @@ def test_accepted_inner_updates_keep_their_promises(batch, inner):
     config = replace(SMALL, inner=inner)
     violations = jnp.array([-0.3, -0.1])
     own = jax.tree.map(lambda leaf: leaf[0], samples)
-    update = quick_jit(inner_update, static_argnums=0)
+    update = jax.jit(inner_update, static_argnums=0)
     moved, used, facts = update(config, policy, theta, own, violations, DISCOUNT)
     assert facts["accepted"]
     values = surrogate(with_parameters(policy, moved), policy(own.observation), own)
@@ -197,7 +197,7 @@ def test_accepted_inner_updates_keep_their_promises(batch, inner):
     assert values.reward > 0
     if inner in ("cpo", "dual"):
         assert np.all(violations + values.costs <= 1e-9)
-    again = theta + used.fraction * quick_jit(inner_step, static_argnums=0)(config, policy, theta, used).step
+    again = theta + used.fraction * jax.jit(inner_step, static_argnums=0)(config, policy, theta, used).step
     np.testing.assert_allclose(moved, again, rtol=1e-8, atol=1e-12)
     if inner in ("crpo", "dual"):  # a violated cost is lowered instead
         moved, _, _ = update(config, policy, theta, own, jnp.array([0.5, -0.1]), DISCOUNT)
@@ -231,9 +231,9 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
     data = data_of(samples, CASES["active"])
     adapted = compiled(config, policy)[2](theta, data)
     observations = samples.observation
-    step_out = quick_jit(outer_update, static_argnums=0)
+    step_out = jax.jit(outer_update, static_argnums=0)
     exact = replace(config, meta_gradient="exact")
-    value = quick_jit(lambda y, meta: meta_objective(exact, policy, y, meta))
+    value = jax.jit(lambda y, meta: meta_objective(exact, policy, y, meta))
     for violations, safe in (([-0.3, -0.2], True), ([5.0, -0.2], False)):
         meta = MetaData(data, samples, jnp.broadcast_to(jnp.asarray(violations), (TASKS, 2)), adapted)
         before = value(theta, meta)
@@ -281,7 +281,7 @@ def test_the_meta_policys_own_cost_is_bounded_on_its_worst_task(batch):
     adapted = compiled(config, policy)[2](theta, data)
     meta = MetaData(data, samples, given, adapted)
     np.testing.assert_allclose(meta_objective(config, policy, theta, meta)[1], [0.2, 0.1], atol=1e-12)
-    update = quick_jit(outer_update, static_argnums=0)
+    update = jax.jit(outer_update, static_argnums=0)
     moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
     assert facts["meta_accepted"] == 1
     now = with_parameters(policy, moved)
@@ -303,7 +303,7 @@ def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric)
         )
         return float(kl(adapted, samples).mean())
 
-    update = quick_jit(nearest_update, static_argnums=0)
+    update = jax.jit(nearest_update, static_argnums=0)
     for same in (True, False):
         adapted = theta + jnp.broadcast_to(shift[:1], shift.shape) if same else theta + shift
         meta = MetaData(data, samples, data.violations[0], adapted)

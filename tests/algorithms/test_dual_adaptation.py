@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithm_oracles import kl, log_density, make_case, make_policy
-from toy_worlds import quick_jit, reach, with_config, with_mean_action
+from toy_worlds import reach, with_config, with_mean_action
 
 from safemeta.algorithms import dual
 from safemeta.algorithms.critics import CriticState, assess, init_critic
@@ -40,7 +40,7 @@ class Adapted(NamedTuple):
     advantages: Advantages
 
 
-@partial(quick_jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def adapt_all(config, cmdp, policy, critics, rows, limits, keys):
     def one(rows, limits, key):
         return adapt_once(config, cmdp, policy, critics, rows, limits, key)
@@ -48,7 +48,7 @@ def adapt_all(config, cmdp, policy, critics, rows, limits, keys):
     return jax.vmap(one)(rows, limits, keys)
 
 
-@partial(quick_jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def assessed(config, critics, policy, rows):
     return assess(config.critic, critics, policy.normalizer, rows, WORLD.cmdp, config.gae_smoothing)
 

@@ -10,7 +10,6 @@ import pytest
 from algorithm_oracles import differences, make_cmdp, make_trajectory
 from algorithm_oracles import make_policy as another_policy
 from scipy import optimize, stats
-from toy_worlds import quick_jit
 
 from safemeta.algorithms import dual_adaptation
 from safemeta.algorithms.critics import init_critic
@@ -117,7 +116,7 @@ def test_the_fit_ends_at_the_gaussian_that_is_nearest_to_the_closed_form():
     policy, action = make_policy(), quantiles(4000)
     samples = make_samples(policy, np.zeros_like(action), action, reward_advantage(action), cost_advantage(action))
     config = Config(hidden=(1,), form="fit", adapt="all", fit_steps=600, fit_learning_rate=3e-3, minibatch=1000)
-    found = quick_jit(lambda s: fit(config, policy, s)(jnp.zeros(1)))(samples)
+    found = jax.jit(lambda s: fit(config, policy, s)(jnp.zeros(1)))(samples)
     best = optimize.minimize(lambda x: kl_to_tilted(*x), [MEAN, LOG_STD], method="Nelder-Mead").x
     assert abs(best[0] - MEAN) > 0.1
     np.testing.assert_allclose([found.mean[0], found.log_std[0]], best, atol=0.03)
@@ -162,7 +161,7 @@ SETTINGS = Config(
 
 @pytest.fixture(scope="module")
 def fit_models():
-    return quick_jit(lambda samples, key: fit_quadratic_advantages(SETTINGS, make_policy(), flat(samples), 0.95, key))
+    return jax.jit(lambda samples, key: fit_quadratic_advantages(SETTINGS, make_policy(), flat(samples), 0.95, key))
 
 
 def test_quadratic_advantages_are_found(rng, fit_models):
@@ -192,7 +191,7 @@ def test_steps_after_the_end_of_an_episode_are_not_fitted(rng, fit_models):
         assert np.sqrt(np.mean(error**2)) < 0.12
 
 
-@quick_jit
+@jax.jit
 def exact_gaussian(truth: Quadratic, allowance, kl_limit):
     """pi^u of the true advantages, by the (separately tested) solver."""
     count, share = truth.old.mean.shape[0], 1 / CMDP_.horizon
@@ -223,7 +222,7 @@ def gaussian_step():
         arguments = (config, CMDP_, policy, old, samples, allowance[None], metric, jax.random.key(0))
         return _gaussian_step(*arguments)
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("allowance", [0.3, 100.0])
@@ -276,7 +275,7 @@ def test_evidence_has_the_multipliers_of_the_form_that_made_the_step(rng, monkey
     rows, critics = make_trajectory(rng, policy, cmdp, (4,)), init_critic(config, cmdp, jax.random.key(0))
     step = 1e-3 * rng.normal(size=parameters(policy, "last").size)
 
-    @quick_jit
+    @jax.jit
     def run(rows, step, limit):
         monkeypatch.setattr(
             dual_adaptation,

@@ -18,7 +18,6 @@ from algorithm_oracles import (
     scores,
     weights_of,
 )
-from toy_worlds import quick_jit
 
 from safemeta.algorithms.directions import Directions, constrained_step
 from safemeta.algorithms.dual_adaptation import Evidence
@@ -33,8 +32,8 @@ DISCOUNT = 0.9
 CMDP_ = make_cmdp(horizon=HORIZON, costs=2, discount=DISCOUNT)
 LIMITS = np.array([[2.0, 3.0], [2.0, 3.0], [4.0, 3.0]])
 SAFE, UNSAFE = 0.2 * LIMITS, np.array([[2.5, 0.1], [0.1, 0.2], [3.0, 4.5]])  # of task 0 the first cost, of 2 the second
-run = quick_jit(meta_step, static_argnums=(0, 1))
-solve = quick_jit(constrained_step)
+run = jax.jit(meta_step, static_argnums=(0, 1))
+solve = jax.jit(constrained_step)
 
 
 def configuration(**changes) -> Config:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithm_oracles import Case, dense_fisher, make_cmdp, make_policy, make_trajectory, signal_gradients
-from toy_worlds import quick_jit
 
 from safemeta.algorithms.critics import assess, init_critic
 from safemeta.algorithms.dual_adaptation import IMPROVED, LOWERED, adapt_once
@@ -28,8 +27,8 @@ SETTINGS = {
     "kl_limit": 1e-3,
     "lowering": 2.0,
 }
-run = quick_jit(adapt_once, static_argnums=(0, 1))
-judge = quick_jit(assess, static_argnums=(0, 4, 5))
+run = jax.jit(adapt_once, static_argnums=(0, 1))
+judge = jax.jit(assess, static_argnums=(0, 4, 5))
 
 
 class Problem:

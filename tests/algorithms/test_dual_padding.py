@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_worlds import Padded, quick_jit, reach, with_config, with_mean_action
+from toy_worlds import Padded, reach, with_config, with_mean_action
 
 from safemeta.algorithms.dual import Algorithm, Config
 
@@ -23,7 +23,7 @@ def outcomes():
         return candidate.__class__(policy, candidate.critics)
 
     state = eqx.tree_at(lambda s: (s.current, s.best), state, (start(state.current), start(state.best)))
-    run = quick_jit(lambda garbage: ALGORITHM.iterate(state, Padded(INNER, garbage), jax.random.key(1)))
+    run = jax.jit(lambda garbage: ALGORITHM.iterate(state, Padded(INNER, garbage), jax.random.key(1)))
     found = [run(jnp.asarray(garbage)) for garbage in (0.5, -1.5)]
     return [(after.current, metrics) for after, metrics in found]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_worlds import HORIZON, Padded, quick_jit, reach, with_config, with_mean_action
+from toy_worlds import HORIZON, Padded, reach, with_config, with_mean_action
 
 from safemeta.algorithms import dual
 from safemeta.algorithms.base import MetaAlgorithm
@@ -21,7 +21,7 @@ CONFIG = with_config(Config(cost_kl_weight=1.0), corner_tasks=1, cost_episodes=2
 
 @pytest.fixture(scope="module")
 def iterate():
-    return quick_jit(lambda state, key: Algorithm(CONFIG).iterate(state, WORLD, key))
+    return jax.jit(lambda state, key: Algorithm(CONFIG).iterate(state, WORLD, key))
 
 
 def start(mean: float, **changes):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from algorithm_oracles import log_density, make_case, perturbed
-from toy_worlds import HORIZON, quick_jit, reach, with_config, with_mean_action
+from toy_worlds import HORIZON, reach, with_config, with_mean_action
 
 from safemeta.algorithms import cpo, crpo, ppo_lagrangian, trpo, trpo_lagrangian
 from safemeta.algorithms.on_policy import Batch, State
@@ -33,7 +33,7 @@ def moved(algorithm, case, violations):
             lambda leaf: jnp.zeros_like(parameters(case.policy)) if leaf.ndim else leaf, start.optimizer
         )
         start = replace(start, optimizer=moments)
-    step = quick_jit(lambda *inputs: type(algorithm).step(algorithm.config, *inputs))
+    step = jax.jit(lambda *inputs: type(algorithm).step(algorithm.config, *inputs))
     after, metrics = step(replace(start, policy=case.policy), batch_of(case, violations), jax.random.key(1))
     return after.policy, metrics
 
@@ -194,6 +194,6 @@ def test_clipped_updates_leave_out_padding(rng):
     optimizer = jax.tree.map(
         lambda leaf: jnp.zeros_like(parameters(case.policy)) if leaf.ndim else leaf, state.optimizer
     )
-    update = quick_jit(lambda samples: clipped_update(config, case.policy, optimizer, samples, jax.random.key(0)))
+    update = jax.jit(lambda samples: clipped_update(config, case.policy, optimizer, samples, jax.random.key(0)))
     found = [update(jax.tree.map(lambda leaf: leaf[None], samples)) for samples in (wild, case.samples)]
     assert eqx.tree_equal(*found)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import meta_gradient as released
 import numpy as np
 import pytest
-from toy_worlds import quick_jit, reach, with_mean_action
+from toy_worlds import reach, with_mean_action
 
 from safemeta.algorithms import bilevel, outer
 from safemeta.algorithms.bilevel_config import BilevelConfig
@@ -26,7 +26,7 @@ def gathered():
         noise = 0.3 * jax.random.normal(jax.random.key(5), parameters(policy).shape)
         policy = with_mean_action(with_parameters(policy, parameters(policy) + noise), 0.4, -0.5)
         state = bilevel.State(policy, init_critic(CONFIG, world.cmdp, jax.random.key(2)))
-        return policy, *quick_jit(lambda key: released.gathered(CONFIG, world, state, key))(jax.random.key(3))
+        return policy, *jax.jit(lambda key: released.gathered(CONFIG, world, state, key))(jax.random.key(3))
 
 
 def of_one_task(meta, violation):
@@ -36,7 +36,7 @@ def of_one_task(meta, violation):
 
 def corrected(policy, theta, data, accumulate):
     order = released.released_order(policy)
-    return quick_jit(lambda y, d: released.correction(CONFIG, policy, y, d, accumulate, order))(theta, data)
+    return jax.jit(lambda y, d: released.correction(CONFIG, policy, y, d, accumulate, order))(theta, data)
 
 
 @pytest.mark.usefixtures("x64")
@@ -48,7 +48,7 @@ def test_an_inactive_constraint_gives_the_closed_form(gathered):
     assert sorted(order.tolist()) == list(range(theta.shape[0]))
     assert order[0] == theta.shape[0] - 1  # the log deviation: first in the released code, last here
     rho = (2 * CONFIG.inner_radius) ** 0.5
-    gradients = quick_jit(lambda y: released.unit_gradients(CONFIG, policy, y, data.samples)[0])
+    gradients = jax.jit(lambda y: released.unit_gradients(CONFIG, policy, y, data.samples)[0])
     unit = np.asarray(gradients(theta))
     width = 1e-5
     curvature = np.array(
@@ -70,8 +70,8 @@ def test_an_inactive_constraint_gives_the_closed_form(gathered):
 def test_in_recovery_it_is_the_costs_gradient_that_counts(gathered):
     policy, theta, meta = gathered
     data = of_one_task(meta, 1e3)
-    units = quick_jit(lambda y: released.unit_gradients(CONFIG, policy, y, data.samples))(theta)
-    step, feasible = quick_jit(released.unit_step)(units[0], units[1], data.violations[0], CONFIG.inner_radius)
+    units = jax.jit(lambda y: released.unit_gradients(CONFIG, policy, y, data.samples))(theta)
+    step, feasible = jax.jit(released.unit_step)(units[0], units[1], data.violations[0], CONFIG.inner_radius)
     assert not feasible
     np.testing.assert_allclose(step, -((2 * CONFIG.inner_radius) ** 0.5) * units[1], rtol=1e-8)
     found = corrected(policy, theta, data, accumulate=False)
@@ -83,12 +83,12 @@ def test_in_recovery_it_is_the_costs_gradient_that_counts(gathered):
 def test_the_released_direction_is_not_the_meta_gradient(gathered):
     policy, theta, meta = gathered
     # Compiled without optimisation: what takes time here is compiling.
-    found = quick_jit(lambda y, m: released.candidates.__wrapped__(CONFIG, policy, y, m))(theta, meta)
+    found = jax.jit(lambda y, m: released.candidates.__wrapped__(CONFIG, policy, y, m))(theta, meta)
     cosines = released.cosines(found)
     assert set(cosines) == {"released code", "released code without its accumulation", "first order"}
     assert all(-1 <= value < 0.9999 for value in cosines.values())
     assert np.linalg.norm(found["released code"] - found["released code without its accumulation"]) > 0
-    chain = quick_jit(lambda y, m: outer.meta_objective(CONFIG, policy, y, m)[0])
+    chain = jax.jit(lambda y, m: outer.meta_objective(CONFIG, policy, y, m)[0])
     along = found["exact"] / np.linalg.norm(found["exact"])
     slope = (chain(theta + 1e-6 * along, meta) - chain(theta - 1e-6 * along, meta)) / 2e-6
     assert slope == pytest.approx(np.linalg.norm(found["exact"]), rel=1e-5)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_worlds import HORIZON, padded, quick_jit, reach, with_mean_action
+from toy_worlds import HORIZON, padded, reach, with_mean_action
 
 from safemeta.algorithms.score_function import score_estimate
 from safemeta.nets import GaussianPolicy, parameters
@@ -27,7 +27,7 @@ def test_gradients_of_return_and_costs_are_the_exact_ones(limit_on):
     policy = policy_for(world)
     tasks = world.sample(jax.random.key(1), 4)
     rows = world.collect(policy, tasks, jax.random.key(2), 4000)
-    found = quick_jit(lambda r: score_estimate(policy, r, world.cmdp))(rows)
+    found = jax.jit(lambda r: score_estimate(policy, r, world.cmdp))(rows)
 
     marked = eqx.tree_at(
         lambda p: (p.network.mlp.layers[-1].bias, p.network.log_std),
@@ -52,7 +52,7 @@ def test_what_follows_the_end_of_an_episode_is_not_learned_from():
     policy = policy_for(world)
     rows = world.collect(policy, world.sample(jax.random.key(1), 2), jax.random.key(2), 6)
     assert not np.asarray(rows.valid).all()
-    estimate = quick_jit(lambda r: score_estimate(policy, r, world.cmdp))
+    estimate = jax.jit(lambda r: score_estimate(policy, r, world.cmdp))
     clean, dirty = estimate(padded(rows, 0.0)), estimate(padded(rows, jnp.nan))
     for ours, theirs in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,7 +1,6 @@
 """Worlds of ten steps and one action, in which everything is known: a goal to reach, and effort that is bounded."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,10 +11,6 @@ from safemeta.core import CMDP, Tasks, Trajectory
 from safemeta.sim import FunctionalWorld, Step
 
 HORIZON = 10
-# Tiny programs that run a few times: how long they compile is what counts.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 
 
 @dataclass(frozen=True)
