@@ -168,7 +168,7 @@ def test_adaptation_uses_only_what_clears(algorithm):
     free, kept = (algorithm.adapt(state, WORLD, loose, key, 2, stated) for stated in (None, 0.95))
     assert free.cost_bounds is None
     for a, b in zip(jax.tree.leaves(free.policies), jax.tree.leaves(kept.policies), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # two compiled programs, single precision
     assert kept.outcome_names == (*free.outcome_names, *OUTCOMES)
     np.testing.assert_array_equal(free.outcome, kept.outcome)
     assert kept.cost_bounds.shape == (2, 2, 1)
