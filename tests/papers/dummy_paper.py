@@ -18,6 +18,7 @@ from safemeta.papers.groups import gather, over_seeds_and_tasks
 from safemeta.papers.plan import Plan, Request, Summary
 from safemeta.papers.tables import Table
 from safemeta.papers.trials import Judgement, Trial
+from safemeta.sim.threads import available_cores
 
 PAUSE = 0.0
 METHODS = ("first", "second")
@@ -76,7 +77,7 @@ class Count:
             raise {"keyboard": KeyboardInterrupt(), "user": UserError("It broke.", exit_code=1), "bug": KeyError("k")}[
                 self.breaks
             ]
-        write_json(folder / "result.json", {"done": True})
+        write_json(folder / "result.json", {"cores": available_cores()})
 
 
 def counted(runs: Path) -> dict[str, int]:

@@ -17,6 +17,7 @@ from safemeta.experiment.run import locked
 from safemeta.papers import registry
 from safemeta.papers.plan import Plan, Summary
 from safemeta.papers.reproduction import reproduce
+from safemeta.papers.workers import shares
 
 PROGRAM = [sys.executable, str(Path(__file__).parent / "dummy_paper.py")]
 
@@ -132,6 +133,21 @@ def test_a_failing_job_does_not_keep_the_others_from_being_done(dummy, monkeypat
     assert Path("r/runs/1/result.json").is_file()
     assert main(["reproduce", "dummy", "--out", "r", "--quiet"]) == 0
     assert dummy.counted(Path("r/runs")) == {"0": 2, "1": 1, "2": 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no system call for it here")
+def test_each_worker_has_cores_of_its_own(dummy, monkeypatch):
+    here = os.sched_getaffinity(0)
+    for workers in (1, 2, len(here), len(here) + 3):
+        found = shares(workers)
+        assert len(found) == workers
+        assert set().union(*found) == here
+        assert sum(map(len, found)) == max(workers, len(here))
+    counting(dummy, monkeypatch, tuple(dummy.Count(str(i)) for i in range(3)))
+    workers = len(here) if len(here) > 1 else 2
+    assert main(["reproduce", "dummy", "--out", "r", "--quiet", "--workers", str(workers)]) == 0
+    assert [json.loads((Path("r/runs") / str(i) / "result.json").read_bytes())["cores"] for i in range(3)] == [1] * 3
+    assert os.sched_getaffinity(0) == here
 
 
 def test_sigterm_ends_the_workers_too(dummy, monkeypatch):

@@ -25,6 +25,7 @@ from safemeta.experiment.progress import Quiet
 from safemeta.experiment.signals import StopSignals
 from safemeta.experiment.sweep_file import Plan, read_plan
 from safemeta.experiment.sweep_jobs import SweepJob
+from safemeta.sim.threads import THREADS
 
 INSTALL = "pip install 'safemeta[ray]'"
 DEATHS = 3  # in a row, without a checkpoint between them, after which a job is given up
@@ -74,7 +75,7 @@ class Warnings(Quiet):
         self.sentences.append(text)
 
 
-def work(job: SweepJob, folder: str, gpus: float) -> Ended:
+def work(job: SweepJob, folder: str, resources: Resources) -> Ended:
     """What a worker does. It is stopped by SIGINT, as `ray.cancel` gives it, and then saves what it has."""
     global _program
     reporter = Warnings()
@@ -83,7 +84,7 @@ def work(job: SweepJob, folder: str, gpus: float) -> Ended:
 
         from safemeta.experiment.compilation import enable_cache
 
-        _choose_platform(gpus)
+        _choose_processors(resources)
         warning = enable_cache()
         if warning:
             reporter.warn(warning)
@@ -106,23 +107,24 @@ _program: str | None = None  # whose compiled code this worker holds
 _TOKEN = secrets.token_hex(32)  # of all local sessions of this process, since Ray remembers the first one
 
 
-def examine(file: str, content: bytes, gpus: float) -> Plan | UserError:
+def examine(file: str, content: bytes, resources: Resources) -> Plan | UserError:
     """What another worker does before all: read the plan, with every algorithm and task made."""
-    _choose_platform(gpus)
+    _choose_processors(resources)
     try:
         return read_plan(file, content)
     except UserError as problem:
         return problem
 
 
-def _choose_platform(gpus: float) -> None:
-    """Keep JAX off graphics cards that are not the worker's."""
+def _choose_processors(resources: Resources) -> None:
+    """Keep to as many threads as the worker has cores, and JAX off graphics cards that are not the worker's."""
     import jax
 
-    if gpus == 0:
+    os.environ.setdefault(THREADS, str(resources.cpus))
+    if resources.gpus == 0:
         jax.config.update("jax_platforms", "cpu")
-    elif gpus < 1:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * gpus:.3f}")
+    elif resources.gpus < 1:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * resources.gpus:.3f}")
 
 
 class Pool:
@@ -150,7 +152,7 @@ class Pool:
         while (waiting or running) and signals.received is None:
             while waiting and len(running) < self._room():
                 job = waiting.popleft()
-                running[remote.remote(job, str(self.folder), self.resources.gpus)] = job
+                running[remote.remote(job, str(self.folder), self.resources)] = job
             self._listen(running, waiting)
         if signals.received is None:
             return self.failed
@@ -228,7 +230,7 @@ def examined(ray: Any, resources: Resources, file: Path, content: bytes) -> Plan
     A worker reads it: once JAX has been started here, Ray's processes could not be started safely from here.
     """
     with connected(ray):
-        found = ray.get(resources.remote(ray, examine).remote(str(file), content, resources.gpus))
+        found = ray.get(resources.remote(ray, examine).remote(str(file), content, resources))
     if isinstance(found, UserError):
         raise found
     return found

@@ -8,7 +8,6 @@ named sensors, or fields of `MjData`) comes back as one array.
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's module is compiled and brings no stubs.)
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from safemeta.sim.failures import SimulationError, report
+from safemeta.sim.threads import available_cores
 
 mujoco.set_mju_user_warning(lambda message: None)  # it would write a log file into the current folder; see `report`
 
@@ -63,7 +63,7 @@ class Engine:
         self.settle = settle
         self.substeps = substeps
         self.refresh: Refresh = refresh
-        self.threads: int = threads or _available_cores()
+        self.threads: int = threads or available_cores()
         # A diverged row must show as NaN, which is reported, and not be put back to the start in silence.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="mujoco")
@@ -243,11 +243,6 @@ class Engine:
                 )
             )
         return readings.copy()
-
-
-def _available_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class _Row:
