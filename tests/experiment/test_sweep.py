@@ -83,8 +83,8 @@ class Files:
         assert options == {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}
         return lambda function: SimpleNamespace(remote=self.begin)
 
-    def begin(self, job, folder, gpus):
-        assert gpus == 0
+    def begin(self, job, folder, resources):
+        assert (resources.cpus, resources.gpus) == (1, 0)
         self.begun.append((job.name, job))
         return len(self.begun) - 1
 
