@@ -25,7 +25,6 @@ from safemeta.experiment.progress import Quiet
 from safemeta.experiment.signals import StopSignals
 from safemeta.experiment.sweep_file import Plan, read_plan
 from safemeta.experiment.sweep_jobs import SweepJob
-from safemeta.sim.threads import THREADS
 
 INSTALL = "pip install 'safemeta[ray]'"
 DEATHS = 3  # in a row, without a checkpoint between them, after which a job is given up
@@ -119,6 +118,8 @@ def examine(file: str, content: bytes, resources: Resources) -> Plan | UserError
 def _choose_processors(resources: Resources) -> None:
     """Keep to as many threads as the worker has cores, and JAX off graphics cards that are not the worker's."""
     import jax
+
+    from safemeta.sim.threads import THREADS
 
     os.environ.setdefault(THREADS, str(resources.cpus))
     if resources.gpus == 0:
