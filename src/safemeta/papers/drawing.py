@@ -43,7 +43,7 @@ def draw(axes: Any, curve: Curve | None, label: str, colour: str, line: str = "-
     axes.plot(curve.x, curve.mean, color=colour, linestyle=line, linewidth=1.6, label=label)
 
 
-LEGEND_WIDTH = 1.6  # inches of an entry
+LEGEND_WIDTH, LETTER_WIDTH = 0.7, 0.062  # inches of an entry of the legend: its line and gaps, and each letter
 STEPS, ADAPTATION = "environment steps", "adaptation step"
 
 
@@ -81,6 +81,7 @@ def save(drawing: Any, axes: np.ndarray, path: Path) -> Path:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             seen.setdefault(label, handle)
     if seen:
-        columns = min(len(seen), int(drawing.get_size_inches()[0] // LEGEND_WIDTH))
+        width = LEGEND_WIDTH + LETTER_WIDTH * max(map(len, seen))
+        columns = min(len(seen), max(1, int(drawing.get_size_inches()[0] // width)))
         drawing.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=columns)
     return figures.save(drawing, path)
