@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import confidence as benchmark
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from toy_worlds import reach
 from safemeta.algorithms import dual, maml
 from safemeta.algorithms.confidence import FRACTIONS, OUTCOMES, WINDOW, Gathered, clear, student_quantiles, upper_bound
 from safemeta.algorithms.surrogate import Samples
+from safemeta.core import Tasks
 from safemeta.nets import DiagonalGaussian
 
 EPISODES, TIME, COSTS = 3, 4, 2
@@ -130,18 +132,16 @@ def test_what_cannot_be_predicted_does_not_clear(batch):
 
 
 def test_the_exact_costs_of_the_benchmark_are_those_of_episodes():
-    from confidence import exact_values, two_actions
-
-    world = two_actions(10.0)
+    world = benchmark.two_actions(10.0)
     state = dual.Algorithm(dual.Config(hidden=(4,))).init(jax.random.key(0), world.cmdp)
     bold = eqx.tree_at(lambda s: s.current.policy.network.mlp.layers[-1].weight, state, replace_fn=lambda w: 300 * w)
     tasks = world.sample(jax.random.key(1), 3, "test")
     policies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, *leaf.shape)), bold.current.policy)
-    _, costs = exact_values(world, policies, tasks)
+    _, costs = benchmark.exact_values(world, policies, tasks)
     seen = world.measure(policies, tasks, jax.random.key(2), 2000, per_task=True).costs[..., 0]
     error = np.asarray(seen.std(1)) / 2000**0.5
     np.testing.assert_array_less(np.abs(np.asarray(costs - seen.mean(1))), 4 * error)
-    _, other = exact_values(world, jax.tree.map(jnp.zeros_like, policies), tasks)  # chooses evenly
+    _, other = benchmark.exact_values(world, jax.tree.map(jnp.zeros_like, policies), tasks)  # chooses evenly
     assert np.all(np.abs(np.asarray(costs - other)) > 10 * error)
 
 
@@ -151,6 +151,7 @@ def test_what_is_no_confidence_is_refused(value, episodes):
         student_quantiles(value, episodes, 1, 1)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -168,7 +169,7 @@ def test_adaptation_uses_only_what_clears(algorithm):
     free, kept = (algorithm.adapt(state, WORLD, loose, key, 2, stated) for stated in (None, 0.95))
     assert free.cost_bounds is None
     for a, b in zip(jax.tree.leaves(free.policies), jax.tree.leaves(kept.policies), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # two compiled programs, single precision
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert kept.outcome_names == (*free.outcome_names, *OUTCOMES)
     np.testing.assert_array_equal(free.outcome, kept.outcome)
     assert kept.cost_bounds.shape == (2, 2, 1)
@@ -178,3 +179,30 @@ def test_adaptation_uses_only_what_clears(algorithm):
     improved = free.outcome_names.index("improved")
     assert np.any(np.asarray(free.outcome) == improved)
     assert not np.any(np.asarray(held.outcome) == improved)
+
+
+def test_only_policies_near_their_limit_are_judged_anew(monkeypatch):
+    """Also where they are more than fit into one part, and the last part repeats itself."""
+    limits, costs = np.full(5, 10.0), np.full((3, 5), 2.0)
+    near = [(0, 1), (1, 4), (2, 0)]
+    for at, cost in zip(near, (9.0, 10.5, 30.0), strict=True):
+        costs[at] = cost
+    policies = np.arange(15).reshape(3, 5)
+    tasks = Tasks({"number": jnp.arange(5.0)}, jnp.asarray(limits)[:, None], jnp.zeros((5, 1)))
+    seen = []
+
+    def judged(case, policy, tasks, key, episodes):
+        assert episodes == 40
+        np.testing.assert_array_equal(policy % 5, tasks.parameters["number"])
+        seen.extend(np.asarray(policy).tolist())
+        return None, np.asarray(policy) + 100.0, None
+
+    monkeypatch.setattr(benchmark, "judged", judged)
+    monkeypatch.setattr(benchmark, "CHUNK", 2)
+    found = benchmark.judged_anew(
+        None, jnp.asarray(policies), tasks, costs, np.full((3, 5), 0.5), jax.random.key(0), 40
+    )
+    assert set(seen) == {1, 9, 10}
+    expected = costs.copy()
+    expected[tuple(np.transpose(near))] = [101.0, 109.0, 110.0]
+    np.testing.assert_array_equal(found, expected)

@@ -82,7 +82,6 @@ def test_in_recovery_it_is_the_costs_gradient_that_counts(gathered):
 @pytest.mark.usefixtures("x64")
 def test_the_released_direction_is_not_the_meta_gradient(gathered):
     policy, theta, meta = gathered
-    # Compiled without optimisation: what takes time here is compiling.
     found = jax.jit(lambda y, m: released.candidates.__wrapped__(CONFIG, policy, y, m))(theta, meta)
     cosines = released.cosines(found)
     assert set(cosines) == {"released code", "released code without its accumulation", "first order"}

@@ -18,6 +18,7 @@ from safemeta.papers import registry
 from safemeta.papers.plan import Plan, Summary
 from safemeta.papers.reproduction import reproduce
 from safemeta.papers.workers import shares
+from safemeta.sim.threads import THREADS
 
 PROGRAM = [sys.executable, str(Path(__file__).parent / "dummy_paper.py")]
 
@@ -137,6 +138,7 @@ def test_a_failing_job_does_not_keep_the_others_from_being_done(dummy, monkeypat
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no system call for it here")
 def test_each_worker_has_cores_of_its_own(dummy, monkeypatch):
+    monkeypatch.delenv(THREADS, raising=False)
     here = os.sched_getaffinity(0)
     for workers in (1, 2, len(here), len(here) + 3):
         found = shares(workers)
