@@ -39,7 +39,7 @@ def test_episodes_are_those_of_collect_and_looking_ahead_tells_the_truth(name, r
     world = registry.make(name, horizon=6)
     if isinstance(
         world, FunctionalWorld
-    ):  # accelerations are differences over a time step, which single precision blurs
+    ):  # accelerations are differences, which single precision blurs
         request.getfixturevalue("x64")  # for this thread alone, not for those that call a simulator on the host
     tasks, key = world.sample(jax.random.key(0), 2, "train"), jax.random.key(1)
     collected = world.collect(Drift(), tasks, key, 2)
