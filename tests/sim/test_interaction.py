@@ -37,9 +37,7 @@ class Drift:
 @pytest.mark.parametrize("name", ["collision-avoidance", "hazards-0.15-goal", "pillars-0.15-goal"])
 def test_episodes_are_those_of_collect_and_looking_ahead_tells_the_truth(name, request):
     world = registry.make(name, horizon=6)
-    if isinstance(
-        world, FunctionalWorld
-    ):  # accelerations are differences, which single precision blurs
+    if isinstance(world, FunctionalWorld):  # accelerations are differences, which single precision blurs
         request.getfixturevalue("x64")  # for this thread alone, not for those that call a simulator on the host
     tasks, key = world.sample(jax.random.key(0), 2, "train"), jax.random.key(1)
     collected = world.collect(Drift(), tasks, key, 2)
