@@ -79,8 +79,9 @@ def test_meta_training_makes_adaptation_better_on_a_toy_world():
     [({name: "nonsense"}, f"{name} must be one of") for name in CHOICES]
     + [
         ({name: 0}, f"{name} must be at least 1")
-        for name in ("inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations", "fisher_states")
+        for name in ("inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations")
     ]
+    + [({"fisher_states": 9}, "fisher_states must be at least 10, not 9")]
     + [
         ({name: value}, f"{name} must be a positive number")
         for name in ("inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")

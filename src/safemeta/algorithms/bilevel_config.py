@@ -68,15 +68,15 @@ class BilevelConfig:
     gae_smoothing: float = 0.95  # lambda of generalised advantage estimation [released code]
     cg_iterations: int = 10  # [S, usual for TRPO]
     damping: float = 1e-2  # of the Fisher metric [S, usual for TRPO]
-    fisher_states: int = 2000  # states per metric and task [S]
+    fisher_states: int = 4000  # states of the outer step's metric; a tenth of it for each task's inner step [S]
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, on a setting that makes no sense."""
         for name, allowed in CHOICES.items():
             one_of(self, name, allowed)
-        at_least_one(
-            self, "inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations", "fisher_states"
-        )
+        at_least_one(self, "inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations")
+        if self.fisher_states < 10:
+            raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
         positive(self, "inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")
         zero_or_more(self, "damping", "penalty", "cost_kl_weight", "integral_gain")
         if not 0 < self.outer_rate <= 1:

@@ -71,13 +71,13 @@ def signals(
 
 
 def metric_at(
-    config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array, valid: Array
+    config: BilevelConfig, policy: GaussianPolicy, x: Vector, observations: Array, valid: Array, states: int
 ) -> Metric | None:
-    """The Fisher metric at `x` on some valid states of `[..., time, observation]`, or None for the Euclidean one."""
+    """The Fisher metric at `x` on about so many valid states of `[..., time, observation]`; None: the Euclidean one."""
     if config.metric == "euclidean":
         return None
-    states, weight = metric_states(observations, state_weight(valid), config.fisher_states)
-    return fisher_metric(lambda y: with_parameters(policy, y)(states), x, weight)
+    some, weight = metric_states(observations, state_weight(valid), states)
+    return fisher_metric(lambda y: with_parameters(policy, y)(some), x, weight)
 
 
 def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: InnerData) -> InnerStep:
@@ -100,7 +100,8 @@ def inner_step(config: BilevelConfig, policy: GaussianPolicy, x: Vector, data: I
         weight = config.penalty * (offsets > 0) / (total * jnp.sqrt(of_costs) + 1e-8)
         step = config.inner_learning_rate * (gradients[0] / spread - weight @ gradients[1:])
         return InnerStep(step, none, jnp.all(offsets <= 0))
-    metric = metric_at(config, policy, x, data.samples.observation, data.samples.valid)
+    observations, valid = data.samples.observation, data.samples.valid
+    metric = metric_at(config, policy, x, observations, valid, config.fisher_states // 10)
     if config.inner == "dual":
         return _dual_step(config, metric, gradients, offsets, data.discount)
     rows, bounds, objective = gradients[:0], offsets[:0], gradients[0]

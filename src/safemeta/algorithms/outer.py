@@ -82,7 +82,7 @@ def nearest_update(
         return jnp.sum(weight * jnp.where(theirs, wanted.kl(with_parameters(policy, y)(visited)), 0))
 
     before, gradient = jax.value_and_grad(distance)(theta)
-    metric = metric_at(config, policy, theta, visited, theirs)
+    metric = metric_at(config, policy, theta, visited, theirs, config.fisher_states)
     step = -config.outer_rate * gradient
     if metric is not None:
         solved = solve_rows(metric, gradient[None], iterations=config.cg_iterations, damping=config.damping)
@@ -128,7 +128,7 @@ def outer_update(
         objective,
         rows,
         bounds,
-        metric_at(config, policy, theta, observations, valid),
+        metric_at(config, policy, theta, observations, valid, config.fisher_states),
         config.outer_radius,
         iterations=config.cg_iterations,
         tolerance=0.0,
