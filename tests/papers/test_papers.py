@@ -314,7 +314,6 @@ def test_what_is_not_done_is_left_out_of_the_summary(tmp_path):
     assert summary.pictures[0].is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("paper", ["meta-cpo", "dual"])
 def test_smoke(paper, tmp_path, monkeypatch, capsys):
     from safemeta.cli import main

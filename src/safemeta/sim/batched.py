@@ -15,70 +15,40 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
-from safemeta.core import CMDP, Agent, Performance, Tasks, Trajectory
+from safemeta.core import CMDP, Performance, Tasks, Trajectory
 from safemeta.sim.failures import raise_pending
-from safemeta.sim.interaction import interact
 from safemeta.sim.step import Family, Parameters, Simulator, Step, where_alive
+from safemeta.sim.world import SimulatedWorld
 
 
 @dataclass(frozen=True)
-class BatchedWorld:
-    """A `safemeta.core.World`: a family of tasks and what steps them. Hashable, and callable inside jit.
-
-    Randomness: row (task i, episode j) draws from `split(key, tasks * episodes)[i * episodes + j]`; its step t acts
-    with that key folded with t. `collect` and `measure` with the same key therefore see the same episodes.
-    """
+class BatchedWorld(SimulatedWorld):
+    """A family of tasks and what steps all their rows together. Hashable, and callable inside jit."""
 
     cmdp: CMDP
     simulator: Simulator
     family: Family
 
     @property
-    def functional(self) -> bool:
-        """Always true: every method may be called inside jit."""
-        return True
-
-    @property
     def on_host(self) -> bool:
         """Always true: see `safemeta.core.World`."""
         return True
 
-    def sample(self, key: PRNGKeyArray, count: int, split: str = "train") -> Tasks:
-        """`count` independent tasks of a split ("train", "validation" or "test")."""
-        return self.family.sample(key, count, split)
+    def _collect(self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool) -> Trajectory:
+        return _collect(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task)
 
-    def corners(self) -> Tasks:
-        """The extreme tasks of the training distribution, the hardest first."""
-        return self.family.corners()
+    def _measure(self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, per_task: bool) -> Performance:
+        return _measure(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task)
 
-    def collect(
-        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
-    ) -> Trajectory:
-        """`episodes` episodes of each task: leaves are `[tasks, episodes, time, ...]`.
+    def _rows(self) -> Simulator:
+        return self.simulator
 
-        Actions are stored as the policy drew them, unclipped, with their log-density. After its end a row stays where
-        it is: zero reward and costs, `valid = False`. `truncated` marks where a row that did not terminate was cut
-        off: at the last step of the horizon, or where the simulator says so.
-        """
-        return _settled(_collect(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
-
-    def measure(
-        self, policy: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int, *, per_task: bool = False
-    ) -> Performance:
-        """Totals of the episodes that `collect` would store with the same key: `[tasks, episodes, ...]`."""
-        return _settled(_measure(self.cmdp, self.simulator, policy, tasks, key, episodes, per_task))
-
-    def interact(self, agent: Agent, state: Any, tasks: Tasks, key: PRNGKeyArray, episodes: int) -> tuple[Any, Any]:
-        """One episode in each row, step by step with an agent: its last state, and its records `[time, ...]`."""
-        return _settled(interact(self.cmdp, self.simulator, agent, state, tasks, key, episodes))
-
-
-def _settled(result: Any) -> Any:
-    """The result; outside of compiled code, not before it is there, and raising what went wrong on the host."""
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result)):
-        jax.block_until_ready(result)
-        raise_pending()
-    return result
+    def _settled(self, result: Any) -> Any:
+        """The result; outside of compiled code, not before it is there, and raising what went wrong on the host."""
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result)):
+            jax.block_until_ready(result)
+            raise_pending()
+        return result
 
 
 Act = Callable[[Array, Array], tuple[Array, Array]]  # observations and keys of all rows: actions and log-densities
