@@ -244,13 +244,18 @@ def test_the_constrained_step_bounds_the_cost_of_the_worst_tasks(data, costs, co
     expected, solved = solve(dense, jnp.asarray(excess + np.array(correction)), config.meta_kl)
     assert metrics["meta_feasible"] == solved.feasible
     assert_shortened(step, np.asarray(expected))
-    # The integral of the measured excess, never below zero and never above the limit.
-    np.testing.assert_allclose(following, np.clip(np.array(correction) + 0.2 * excess, 0, LIMITS.mean(0)), rtol=1e-9)
+    # The integral of the measured excess, never below zero and never above the limit; it rests where it cannot help.
+    grown = np.clip(np.array(correction) + 0.2 * excess, 0, LIMITS.mean(0))
+    np.testing.assert_allclose(following, np.where(solved.feasible | (excess < 0), grown, correction), rtol=1e-9)
 
 
 def test_the_correction_neither_winds_up_nor_falls_below_zero(data):
     config = configuration(integral_gain=0.2)
-    _, high, *_ = after_step(config, data, costs=LIMITS + 1000, correction=[1.0, 1.0])
+    _, rests, metrics, _ = after_step(config, data, costs=LIMITS + 1000, correction=[1.0, 1.0])
+    assert not metrics["meta_feasible"]  # the whole step lowers the costs anyway: an excess that lasts is no optimism
+    np.testing.assert_array_equal(rests, 1)
+    _, high, metrics, _ = after_step(replace(config, meta_kl=1e9), data, costs=LIMITS + 1000, correction=[1.0, 1.0])
+    assert metrics["meta_feasible"]
     np.testing.assert_allclose(high, LIMITS.mean(0))
     _, low, *_ = after_step(config, data, costs=-1000 + LIMITS, correction=[1.0, 1.0])
     np.testing.assert_array_equal(low, 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safemeta.algorithms.base import Metrics
-from safemeta.algorithms.directions import Predictions, constrained_step, directions
+from safemeta.algorithms.directions import Predictions, constrained_step, corrected, directions
 from safemeta.algorithms.dual_adaptation import Evidence, parts_of
 from safemeta.algorithms.dual_config import Config
 from safemeta.algorithms.estimation import Advantages
@@ -56,8 +56,7 @@ def meta_step(
 
     The linearised cost is believed too good, since it is predicted on the samples that made the step: without a
     correction the cost settles above its target. So the accumulated excess (`integral_gain` per iteration) is added
-    to the measured violation, as the integral part of a controller does; it never falls below zero and never
-    exceeds the limit.
+    to the measured violation, see `directions.corrected`; it never exceeds the limit.
     """
     problem = _constrained(config, cmdp, policy, batch)
     if config.meta_update == "switch":
@@ -93,7 +92,8 @@ def meta_step(
     correction = batch.correction
     if problem.violations.size:
         excess = problem.violations - correction
-        correction = jnp.clip(correction + config.integral_gain * excess, 0.0, batch.limits.mean(0))
+        correction = corrected(correction, excess, solved.feasible, config.integral_gain)
+        correction = jnp.minimum(correction, batch.limits.mean(0))
     metrics = {
         "meta_kl": jnp.where(search.accepted, search.values[1], 0.0),
         "meta_feasible": solved.feasible.astype(jnp.float32),
