@@ -189,8 +189,8 @@ def draw_picture(gathered: dict[str, list[Outcome]], path: Path) -> None:
     right.axhline(limit, color="#CC3311", ls="--", label="limit")
     left.set(xlabel="adaptation step", ylabel="return", title="Return on unseen tasks (mean, 95 % interval)")
     right.set(xlabel="adaptation step", ylabel="discounted cost", title="Largest cost over all tasks", ylim=(0, None))
-    left.legend(frameon=False)
-    right.legend(frameon=False)
+    # Below both panels: curves may run anywhere within them.
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
