@@ -5,6 +5,7 @@ from typing import Literal
 
 from safemeta.algorithms.settings import (
     at_least_one,
+    check_fisher_states,
     check_policy,
     check_smoothing,
     one_of,
@@ -75,8 +76,7 @@ class BilevelConfig:
         for name, allowed in CHOICES.items():
             one_of(self, name, allowed)
         at_least_one(self, "inner_steps", "tasks", "episodes", "critic_steps", "minibatch", "cg_iterations")
-        if self.fisher_states < 10:
-            raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
+        check_fisher_states(self)
         positive(self, "inner_radius", "outer_radius", "inner_learning_rate", "critic_learning_rate", "kl_weight")
         zero_or_more(self, "damping", "penalty", "cost_kl_weight", "integral_gain")
         if not 0 < self.outer_rate <= 1:

@@ -5,6 +5,7 @@ from typing import Literal, get_args, get_origin
 
 from safemeta.algorithms.settings import (
     at_least_one,
+    check_fisher_states,
     check_policy,
     check_smoothing,
     one_of,
@@ -101,8 +102,7 @@ class Config:
         )
         share_of_limit(self, "margin", "meta_margin", "validation_margin")
         zero_or_more(self, "lowering", "cost_kl_weight", "slack", "damping", "cost_episodes", "integral_gain")
-        if self.fisher_states < 10:
-            raise ValueError(f"fisher_states must be at least 10, not {self.fisher_states}.")
+        check_fisher_states(self)
         if self.corner_episodes < 2:
             raise ValueError(f"corner_episodes must be at least 2 for a standard error, not {self.corner_episodes}.")
         check_smoothing(self)

@@ -108,5 +108,11 @@ def check_smoothing(config: Any) -> None:
         raise ValueError(f"gae_smoothing must lie between 0 and 1, not {config.gae_smoothing}.")
 
 
+def check_fisher_states(config: Any) -> None:
+    """States of a meta-step's metric, of which an inner step is measured on a tenth."""
+    if config.fisher_states < 10:
+        raise ValueError(f"fisher_states must be at least 10, not {config.fisher_states}.")
+
+
 def _values(config: Any, names: Iterable[str]) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name)) for name in names]
