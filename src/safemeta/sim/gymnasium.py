@@ -1,7 +1,7 @@
 """Gymnasium environments of a user's own, reached from within compiled code.
 
 Each row has an environment instance to itself for the length of its episode. One control step of all rows is one
-callback that steps those that have not ended, one after the other. An environment that raises, or returns what cannot
+call that steps those that have not ended, one after the other. An environment that raises, or returns what cannot
 be learned from, or does not answer in time (`watched.py`), is reported (`failures.py`) with its task, episode and step,
 and all rows show NaN from there on.
 """
@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from safemeta.core import Signals
 from safemeta.sim.cost_reader import CostError, CostReader, number, unpack
 from safemeta.sim.failures import SimulationError, is_pending, report
+from safemeta.sim.host_call import HostFunction
 from safemeta.sim.step import Parameters, Step
 from safemeta.sim.watched import Overdue, watched
 
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 class GymnasiumState(eqx.Module):
     """The number under which the host keeps the environments, and how many steps they have made.
 
-    The count goes from callback to callback, which keeps them in their order.
+    The count goes from call to call, which keeps them in their order.
     """
 
     session: Int[Array, ""]
@@ -61,14 +61,8 @@ class GymnasiumSimulator:
         self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
     ) -> tuple[GymnasiumState, Float[Array, "rows observation"]]:
         seeds = jax.vmap(partial(jax.random.bits, dtype=jnp.uint32))(keys) >> 1  # Gymnasium wants no negative ones
-        dtype = _float()
-        shape = jax.ShapeDtypeStruct((keys.shape[0], self.host.observation_size), dtype)
-
-        def start(parameters: Any, seeds: Any) -> tuple[np.ndarray, np.ndarray]:
-            number, observation = self.host.start(parameters, seeds, episodes)
-            return np.asarray(number, np.int32), observation.astype(dtype)
-
-        session, observation = io_callback(start, (jax.ShapeDtypeStruct((), jnp.int32), shape), parameters, seeds)
+        shapes = jax.ShapeDtypeStruct((), jnp.int32), self._floats(keys.shape[0], self.host.observation_size)
+        session, observation = self.host.calls.start(shapes, parameters, seeds, np.int32(episodes))
         return GymnasiumState(session, jnp.zeros((), jnp.int32)), observation
 
     def step(
@@ -78,23 +72,16 @@ class GymnasiumSimulator:
         action: Float[Array, "rows action"],
         alive: Bool[Array, " rows"],
     ) -> tuple[GymnasiumState, Step]:
-        rows, dtype = alive.shape[0], _float()
+        rows = alive.shape[0]
         shapes = (
             state.clock,
-            jax.ShapeDtypeStruct((rows, self.host.observation_size), dtype),
-            jax.ShapeDtypeStruct((rows,), dtype),
-            jax.ShapeDtypeStruct((rows, len(self.host.costs.names)), dtype),
+            self._floats(rows, self.host.observation_size),
+            self._floats(rows),
+            self._floats(rows, len(self.host.costs.names)),
             jax.ShapeDtypeStruct((rows,), bool),
             jax.ShapeDtypeStruct((rows,), bool),
         )
-
-        def advance(session: Any, clock: Any, action: Any, alive: Any) -> tuple[np.ndarray, ...]:
-            results = self.host.advance(int(session), np.asarray(action), np.asarray(alive))
-            return np.asarray(clock + 1), *(
-                leaf if leaf.dtype == bool else leaf.astype(dtype) for leaf in vars(results).values()
-            )
-
-        clock, *step = io_callback(advance, shapes, state.session, state.clock, action, alive)
+        clock, *step = self.host.calls.advance(shapes, state.session, state.clock, action, alive)
         return GymnasiumState(state.session, clock), Step(*step)
 
     def signals(self, parameters: Parameters, state: GymnasiumState) -> Signals:
@@ -108,11 +95,10 @@ class GymnasiumSimulator:
 
     def finish(self, state: GymnasiumState) -> None:
         # The clock is handed over only so that this happens after the last step.
-        io_callback(lambda session, clock: self.host.finish(int(session)), None, state.session, state.clock)
+        self.host.calls.finish((), state.session, state.clock)
 
-
-def _float() -> Any:
-    return jax.dtypes.canonicalize_dtype(float)
+    def _floats(self, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(float))
 
 
 @dataclass
@@ -163,6 +149,9 @@ class Host:
     _sessions: dict[int, Session] = field(default_factory=dict)
     _opened: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.calls = Calls(self)
 
     @property
     def observation_size(self) -> int:
@@ -310,6 +299,28 @@ class Host:
         error = SimulationError(f"the environment of {row.name} failed {when}: {reason(problem)}")
         error.__cause__ = problem
         report(error)
+
+
+class Calls:
+    """What compiled code calls of a host. Arguments are copied: a step that is overdue may still hold them."""
+
+    def __init__(self, host: Host) -> None:
+        maker = host.make_env
+        self._host = host
+        name = f"gymnasium-{maker if isinstance(maker, str) else getattr(maker, '__qualname__', type(maker).__name__)}"
+        self.start = HostFunction(f"{name}.start", self._start)
+        self.advance = HostFunction(f"{name}.advance", self._advance)
+        self.finish = HostFunction(f"{name}.finish", self._finish)
+
+    def _start(self, parameters: Any, seeds: Any, episodes: Any) -> tuple[Any, np.ndarray]:
+        number, observation = self._host.start(jax.tree.map(np.array, parameters), np.array(seeds), int(episodes))
+        return np.int32(number), observation
+
+    def _advance(self, session: Any, clock: Any, action: Any, alive: Any) -> tuple[Any, ...]:
+        return clock + 1, *vars(self._host.advance(int(session), np.array(action), np.array(alive))).values()
+
+    def _finish(self, session: Any, clock: Any) -> None:
+        self._host.finish(int(session))
 
 
 def make(make_env: EnvMaker, parameters: dict[str, Any]) -> Any:

@@ -1,8 +1,9 @@
 """Tasks on MuJoCo: what one is, and how all of its rows are stepped from within compiled code.
 
-One control step of all rows is one callback into the engine (`mujoco_engine.py`).
+One control step of all rows is one call of the engine (`mujoco_engine.py`).
 """
 
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -11,10 +12,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from safemeta.core import Signals
+from safemeta.sim.host_call import HostFunction
 from safemeta.sim.interaction import signals_of
 from safemeta.sim.mujoco_engine import Engine, Placement, Reading, Refresh
 from safemeta.sim.step import Parameters, Step
@@ -90,16 +91,10 @@ class MujocoSimulator:
     def reset(
         self, parameters: Parameters, keys: Key[Array, " rows"], episodes: int
     ) -> tuple[MujocoState, Float[Array, "rows observation"]]:
-        engine = engine_of(self.environment)
+        host = host_of(self.environment)
         task, placement = jax.vmap(self.environment.reset)(parameters, keys)
-
-        shape = engine.shape_of_readings(keys.shape[0])
-
-        def start(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
-            return engine.start(placement, episodes, shape.dtype)
-
-        session, readings = io_callback(start, (jax.ShapeDtypeStruct((), jnp.int32), shape), placement)
-        task, observation = jax.vmap(self.environment.begin)(parameters, task, engine.named(readings))
+        session, readings = host.start(host.shapes(keys.shape[0]), placement, np.int32(episodes))
+        task, observation = jax.vmap(self.environment.begin)(parameters, task, host.engine.named(readings))
         return MujocoState(task, session), observation
 
     def step(
@@ -109,16 +104,10 @@ class MujocoSimulator:
         action: Float[Array, "rows action"],
         alive: Bool[Array, " rows"],
     ) -> tuple[MujocoState, Step]:
-        engine = engine_of(self.environment)
+        host = host_of(self.environment)
         command = jax.vmap(self.environment.command)(parameters, state.task, action)
-        # The session's number passes through each step, so that nothing can happen to it before the last.
-        shapes = (jax.ShapeDtypeStruct((), jnp.int32), engine.shape_of_readings(alive.shape[0]))
-
-        def advance(number: Any, ctrl: Any, kick: Any, alive: Any) -> tuple[np.ndarray, np.ndarray]:
-            return np.asarray(number, np.int32), engine.advance(number, ctrl, kick, alive)
-
-        session, readings = io_callback(advance, shapes, state.session, command.ctrl, command.kick, alive)
-        task, step = jax.vmap(self.environment.step)(parameters, state.task, engine.named(readings), action)
+        session, readings = host.advance(host.shapes(alive.shape[0]), state.session, command.ctrl, command.kick, alive)
+        task, step = jax.vmap(self.environment.step)(parameters, state.task, host.engine.named(readings), action)
         return MujocoState(task, session), step
 
     def signals(self, parameters: Parameters, state: MujocoState) -> Signals:
@@ -128,19 +117,15 @@ class MujocoSimulator:
         self, parameters: Parameters, state: MujocoState, actions: Float[Array, "rows choices action"]
     ) -> tuple[MujocoState, Signals]:
         """The signals that each action would lead to: every choice is a control step from a copy of the row."""
-        engine = engine_of(self.environment)
+        host = host_of(self.environment)
         environment: Any = self.environment  # with `signals`, or nobody would ask
         command = jax.vmap(jax.vmap(environment.command, (None, None, 0)))(parameters, state.task, actions)
-        shapes = (
-            jax.ShapeDtypeStruct((), jnp.int32),
-            engine.shape_of_readings(actions.shape[0] * actions.shape[1]),
+        session, readings = host.look(
+            host.shapes(actions.shape[0] * actions.shape[1]), state.session, command.ctrl, command.kick
         )
-
-        def look(number: Any, ctrl: Any, kick: Any) -> tuple[np.ndarray, np.ndarray]:
-            return np.asarray(number, np.int32), engine.look(number, ctrl, kick)
-
-        session, readings = io_callback(look, shapes, state.session, command.ctrl, command.kick)
-        named = jax.tree.map(lambda leaf: leaf.reshape(*actions.shape[:2], *leaf.shape[1:]), engine.named(readings))
+        named = jax.tree.map(
+            lambda leaf: leaf.reshape(*actions.shape[:2], *leaf.shape[1:]), host.engine.named(readings)
+        )
 
         def one(parameters: Parameters, task: PyTree[Array], reading: Reading, action: Array) -> Signals:
             return environment.signals(parameters, environment.step(parameters, task, reading, action)[0])
@@ -149,11 +134,46 @@ class MujocoSimulator:
         return MujocoState(state.task, session), signals
 
     def finish(self, state: MujocoState) -> None:
-        io_callback(engine_of(self.environment).finish, None, state.session)
+        host_of(self.environment).finish((), state.session)
+
+
+class Host:
+    """An environment's engine, and what compiled code calls of it.
+
+    The session's number passes through each call, so that nothing can happen to it before the last.
+    """
+
+    def __init__(self, environment: MujocoEnvironment) -> None:
+        settle = getattr(environment, "settle", None)
+        self.engine = Engine(
+            environment.model(), environment.reads, environment.substeps, environment.refresh, settle=settle
+        )
+        name = f"{type(environment).__name__}-{zlib.crc32(repr(environment).encode()):08x}"
+        self.start = HostFunction(f"{name}.start", self._start)
+        self.advance = HostFunction(f"{name}.advance", self._advance)
+        self.look = HostFunction(f"{name}.look", self._look)
+        self.finish = HostFunction(f"{name}.finish", self.engine.finish)
+
+    def shapes(self, rows: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """A session's number, and readings of so many rows."""
+        return jax.ShapeDtypeStruct((), jnp.int32), self.engine.shape_of_readings(rows)
+
+    def _start(self, placement: Any, episodes: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.engine.start(placement, int(episodes), placement.qpos.dtype)
+
+    def _advance(self, number: Any, ctrl: Any, kick: Any, alive: Any) -> tuple[np.ndarray, np.ndarray]:
+        return number, self.engine.advance(number, ctrl, kick, alive)
+
+    def _look(self, number: Any, ctrl: Any, kick: Any) -> tuple[np.ndarray, np.ndarray]:
+        return number, self.engine.look(number, ctrl, kick)
 
 
 @lru_cache(maxsize=64)
-def engine_of(environment: MujocoEnvironment) -> "Engine":
-    """The engine of an environment: its model is compiled once in a process."""
-    settle = getattr(environment, "settle", None)
-    return Engine(environment.model(), environment.reads, environment.substeps, environment.refresh, settle=settle)
+def host_of(environment: MujocoEnvironment) -> Host:
+    """The host side of an environment: its model is compiled once in a process."""
+    return Host(environment)
+
+
+def engine_of(environment: MujocoEnvironment) -> Engine:
+    """The engine of an environment."""
+    return host_of(environment).engine
