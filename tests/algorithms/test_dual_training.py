@@ -170,4 +170,4 @@ def test_it_is_a_meta_algorithm_that_counts_its_steps():
     assert isinstance(algorithm, MetaAlgorithm)
     # The meta-policy acts, and so do the adapted ones.
     assert algorithm.steps_per_iteration(WORLD.cmdp) == 2 * 3 * 5 * HORIZON
-    assert set(dual.PRESETS) == {"safe", "paper"}
+    assert set(dual.PRESETS) == {"safe", "paper", "locomotion"}
