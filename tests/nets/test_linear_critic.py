@@ -1,5 +1,6 @@
 """The linear-feature baseline against numpy's least squares."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,3 +72,19 @@ def test_a_fresh_one_is_zero_and_has_the_shape_of_a_fitted_one(rng):
     np.testing.assert_array_equal(fresh(features), np.zeros((4, 6, 2)))
     fitted = LinearCritic.fit(features, jnp.ones((4, 6, 2)), jnp.ones((4, 6), bool))
     assert fitted.weight.shape == fresh.weight.shape
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_single_precision_survives_more_features_than_rows(rng, scale):
+    """As on Humanoid before its observations are normalised: some are zero, some the same, some enormous."""
+    inputs = rng.normal(size=(4, 30, 200)) * scale ** rng.uniform(-1, 1, 200)
+    inputs[..., 50:100] = 0
+    inputs[..., 100:150] = inputs[..., :50]
+    targets = np.tanh(inputs[..., :1]) + 0.1 * rng.normal(size=(4, 30, 2))
+    with jax.enable_x64(False):
+        features = LinearCritic.features(jnp.asarray(inputs, jnp.float32), 30)
+        assert features.dtype == jnp.float32
+        fitted = LinearCritic.fit(features, jnp.asarray(targets, jnp.float32), jnp.ones((4, 30), bool))
+        values = np.asarray(fitted(features))
+    assert np.isfinite(values).all()
+    assert np.abs(values - targets).max() < 0.1  # more weights than rows: what was fitted is met

@@ -37,11 +37,18 @@ class LinearCritic(eqx.Module):
         valid: Bool[Array, "*batch"],
         regularization: float = 1e-5,
     ) -> "LinearCritic":
-        """Ridge regression on the valid rows: `(X'X + n regularization I) w = X'y`."""
+        """Ridge regression on the valid rows: `(X'X + n regularization I) w = X'y`.
+
+        To each entry of the diagonal its own size times the number of features and the precision of the numbers is
+        added. It is what rounding may take away: with more features than rows (Humanoid has 756) single precision else
+        meets pivots of zero, and every value is NaN.
+        """
         x = features.reshape(-1, features.shape[-1])
         y = targets.reshape(-1, targets.shape[-1])
         mask = valid.reshape(-1, 1).astype(x.dtype)
-        gram = (x * mask).T @ x + regularization * jnp.sum(mask) * jnp.eye(x.shape[1], dtype=x.dtype)
+        gram = (x * mask).T @ x
+        rounding = x.shape[1] * jnp.finfo(x.dtype).eps * jnp.diagonal(gram)
+        gram = gram + jnp.diag(regularization * jnp.sum(mask) + rounding)
         return LinearCritic(solve_without_pivots(gram, (x * mask).T @ (y * mask)))
 
     def __call__(self, features: Float[Array, "*batch features"]) -> Float[Array, "*batch signals"]:
