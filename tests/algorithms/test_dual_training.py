@@ -100,12 +100,14 @@ def test_before_any_was_validated_the_current_meta_policy_is_used():
     assert not np.isfinite(state.best_return)
     chosen = Algorithm(CONFIG).policy(state)
     np.testing.assert_array_equal(network_of(chosen), network_of(state.current.policy))
+    assert "limits may be broken" in str(Algorithm(CONFIG).doubt(state))
 
 
 def test_once_one_was_validated_it_is_used_and_not_the_current_one():
     state = start(0.4, best_return=jnp.zeros(()))
     chosen = Algorithm(CONFIG).policy(state)
     np.testing.assert_array_equal(network_of(chosen), network_of(state.best.policy))
+    assert Algorithm(CONFIG).doubt(state) is None
 
 
 def test_a_safe_meta_policy_is_kept_with_its_critics(iterate):

@@ -112,6 +112,16 @@ def test_a_confidence_is_handed_to_an_algorithm_that_takes_one(trained, monkeypa
     assert caught.value.exit_code == 2
 
 
+def test_what_an_algorithm_doubts_is_said_before_it_adapts(trained, monkeypatch, capsys):
+    doubts = ["It was never safe.", None]
+    kind = type(trained.algorithm)
+    monkeypatch.setattr(kind, "doubt", lambda self, state: doubts.pop(0), raising=False)
+    adapt(trained, tasks=2, steps=1, episodes=3)
+    assert capsys.readouterr().err == "Warning: It was never safe.\n"
+    adapt(trained, tasks=2, steps=1, episodes=3)
+    assert capsys.readouterr().err == ""
+
+
 def test_only_meta_algorithms_adapt(trained):
     with pytest.raises(UserError, match="Only meta-algorithms"):
         adapt_policies(object(), trained.state, trained.world)

@@ -55,7 +55,8 @@ class Algorithm(Protocol):
 class MetaAlgorithm(Algorithm, Protocol):
     """An algorithm that can adapt to unseen tasks.
 
-    One that can state a confidence takes `confidence: float | None = None` after `steps` (`confidence.py`).
+    One that can state a confidence takes `confidence: float | None = None` after `steps` (`confidence.py`). One that
+    knows of a state that it should not be trusted has `doubt(state)`: a sentence, or None; it is shown before adapting.
     """
 
     def adapt(self, state: Any, world: World, tasks: Tasks, key: PRNGKeyArray, steps: int) -> Adaptation: ...

@@ -85,6 +85,15 @@ class Algorithm(StatesConfidence):
         """The best meta-policy that was validated as safe; before there is one, the current one."""
         return _chosen(state).policy
 
+    def doubt(self, state: State) -> str | None:
+        """A sentence if no meta-policy was validated as safe, so that `policy` is only the last one."""
+        if bool(jnp.isfinite(state.best_return)):
+            return None
+        return (
+            "No meta-policy was validated as safe in training, so the last one is used, and limits may be broken; train"
+            " longer."
+        )
+
     def steps_per_iteration(self, cmdp: CMDP) -> int:
         """Environment steps of one meta-iteration, validation apart."""
         return 2 * self.config.tasks * self.config.episodes * cmdp.horizon

@@ -127,6 +127,10 @@ def adapt(
     check_shield(shield, index, actions)
     run = run if isinstance(run, Run) else load(run, checkpoint)
     check_meta(run.algorithm, f"'{run.folder}'")
+    reporter = reporter or default()
+    doubt = run.algorithm.doubt(run.state) if hasattr(run.algorithm, "doubt") else None
+    if doubt:
+        reporter.warn(doubt)
     world = run.world if shield is None else _shielded(run, shield, index, actions)
     report = adapt_policies(
         run.algorithm, run.state, world,
