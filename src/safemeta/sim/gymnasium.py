@@ -74,7 +74,7 @@ class GymnasiumSimulator:
     ) -> tuple[GymnasiumState, Step]:
         rows = alive.shape[0]
         shapes = (
-            state.clock,
+            jax.ShapeDtypeStruct((), jnp.int32),
             self._floats(rows, self.host.observation_size),
             self._floats(rows),
             self._floats(rows, len(self.host.costs.names)),
