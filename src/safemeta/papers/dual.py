@@ -47,6 +47,7 @@ KL_WEIGHT = {
     "half-cheetah": 1.0, "humanoid": 5.0, "hopper": 1.0, "swimmer": 0.2,
     "point-circle": 0.5, "car-circle-hazard": 0.5, "point-button": 0.5,
 }  # fmt: skip
+# Of Gymnasium: here `dual` has its preset "locomotion".
 RUNNING = ("half-cheetah", "humanoid", "hopper", "swimmer")
 
 
