@@ -27,7 +27,7 @@ from _table import Row, print_json
 
 from safemeta.algorithms import bilevel, cpo, dual, meta_cpo, trpo
 from safemeta.algorithms.critics import assess
-from safemeta.algorithms.outer import MetaData, meta_objective, outer_update
+from safemeta.algorithms.outer import MetaData, meta_gradients, outer_update
 from safemeta.algorithms.surrogate import make_samples
 from safemeta.nets import parameters, with_parameters
 from safemeta.solvers import values_and_gradients
@@ -77,12 +77,11 @@ def parts(config: meta_cpo.Config, world: Any, repeats: int) -> tuple[dict[str, 
     repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.inner_steps, *leaf.shape)), used)
     meta = MetaData(repeated, samples, used.violations, x)
 
-    def stacked(y: Any, data: MetaData) -> Any:
-        reward, costs = meta_objective(config, policy, y, data)
-        return jnp.concatenate([reward[None], costs])
+    def moved(y: Any, data: MetaData, rows: Any) -> Any:
+        return outer_update(config, policy, y, data, rows.observation, rows.valid, state.control)
 
-    gradient = eqx.filter_jit(lambda y, data: values_and_gradients(lambda z: stacked(z, data), y)[1])
-    outer = eqx.filter_jit(lambda y, data, rows: outer_update(config, policy, y, data, rows.observation, rows.valid))
+    gradient = eqx.filter_jit(lambda y, data: meta_gradients(config, policy, y, data))
+    outer = eqx.filter_jit(moved)
     steps = config.inner_steps
     derivative = timed(lambda: gradient(theta, meta), repeats)[0]
     whole, compilation = timed(lambda: algorithm.iterate(state, world, key), repeats)

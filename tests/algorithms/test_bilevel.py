@@ -13,7 +13,7 @@ from safemeta.algorithms import bilevel
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.critics import init_critic
 from safemeta.algorithms.inner import InnerData, inner_step, inner_update, replayed
-from safemeta.algorithms.outer import MetaData, meta_objective, nearest_update, outer_update
+from safemeta.algorithms.outer import Control, MetaData, meta_objective, nearest_update, outer_update
 from safemeta.algorithms.surrogate import surrogate
 from safemeta.nets import GaussianPolicy, parameters, with_parameters
 
@@ -237,7 +237,7 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
     for violations, safe in (([-0.3, -0.2], True), ([5.0, -0.2], False)):
         meta = MetaData(data, samples, jnp.broadcast_to(jnp.asarray(violations), (TASKS, 2)), adapted)
         before = value(theta, meta)
-        moved, facts = step_out(config, policy, theta, meta, observations, samples.valid)
+        moved, _, facts = step_out(config, policy, theta, meta, observations, samples.valid)
         assert facts["meta_accepted"] == 1
         after = value(moved, meta)
         kl = with_parameters(policy, moved)(observations).kl(policy(observations)).mean()
@@ -251,7 +251,9 @@ def test_the_outer_step_improves_what_it_promises(batch, outer, meta_gradient):
         if outer == "cpo":  # a correction is as much excess more
             part = jnp.array([0.1, 0.0])
             less = eqx.tree_at(lambda m: m.violations, meta, meta.violations - part)
-            corrected, _ = step_out(config, policy, theta, less, observations, samples.valid, part)
+            control = eqx.tree_at(lambda c: c.correction, Control.create(2), part)
+            unmeasured = replace(config, least_share=1.0)
+            corrected, *_ = step_out(unmeasured, policy, theta, less, observations, samples.valid, control)
             np.testing.assert_allclose(corrected, moved, rtol=1e-9, atol=1e-12)
 
 
@@ -282,7 +284,7 @@ def test_the_meta_policys_own_cost_is_bounded_on_its_worst_task(batch):
     meta = MetaData(data, samples, given, adapted)
     np.testing.assert_allclose(meta_objective(config, policy, theta, meta)[1], [0.2, 0.1], atol=1e-12)
     update = jax.jit(outer_update, static_argnums=0)
-    moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
+    moved, _, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
     assert facts["meta_accepted"] == 1
     now = with_parameters(policy, moved)
     after = jax.vmap(lambda own: surrogate(now, policy(own.observation), own).costs)(samples)
@@ -307,7 +309,7 @@ def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric)
     for same in (True, False):
         adapted = theta + jnp.broadcast_to(shift[:1], shift.shape) if same else theta + shift
         meta = MetaData(data, samples, data.violations[0], adapted)
-        moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
+        moved, _, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
         assert facts["meta_accepted"] == 1
         assert float(facts["distance"]) == pytest.approx(distance(theta, adapted), rel=1e-6)
         assert distance(moved, adapted) < distance(theta, adapted)

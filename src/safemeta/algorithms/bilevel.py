@@ -24,10 +24,9 @@ from safemeta.algorithms.base import Adaptation, Metrics, named
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.confidence import Cleared, Gathered, StatesConfidence, clear, with_clearances
 from safemeta.algorithms.critics import CriticState, assess, init_critic, learn
-from safemeta.algorithms.directions import corrected
 from safemeta.algorithms.estimation import Advantages, effective_discount, episode_return, limited_costs
 from safemeta.algorithms.inner import InnerData, Vector, inner_update
-from safemeta.algorithms.outer import MetaData, nearest_update, outer_update, outer_violations
+from safemeta.algorithms.outer import Control, MetaData, nearest_update, outer_update, outer_violations
 from safemeta.algorithms.settings import init_policy
 from safemeta.algorithms.surrogate import Samples, make_samples
 from safemeta.core import CMDP, Tasks, Trajectory, World
@@ -44,7 +43,7 @@ class State(eqx.Module):
     policy: GaussianPolicy
     critics: CriticState
     kept: "Kept | None" = None  # with `keep_tasks`
-    correction: Float[Array, " costs"] | None = None  # of the outer step "cpo": what is added to a measured excess
+    control: Control | None = None  # of the outer step "cpo"
 
 
 class Kept(eqx.Module):
@@ -69,8 +68,8 @@ class Algorithm(StatesConfidence):
             start = parameters(policy)
             own = jnp.broadcast_to(start, (self.config.tasks, start.shape[0]))
             kept = Kept(jax.random.key_data(jax.random.fold_in(key, 2)), own)
-        correction = jnp.zeros(len(cmdp.cost_names)) if self.config.outer == "cpo" else None
-        return State(policy, init_critic(self.config, cmdp, critic_key), kept, correction)
+        control = Control.create(len(cmdp.cost_names)) if self.config.outer == "cpo" else None
+        return State(policy, init_critic(self.config, cmdp, critic_key), kept, control)
 
     def iterate(self, state: State, world: World, key: PRNGKeyArray) -> tuple[State, Metrics]:
         return _iterate(self.config, world, state, key)
@@ -105,15 +104,16 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
     before = jax.tree.map(lambda leaf: leaf[0], seen[0])
     start = config, state.policy, theta, meta, before.observation, before.valid
-    correction = state.correction
+    control = state.control
     if config.outer == "nearest":
         moved, outer_facts = nearest_update(*start)
     else:
-        moved, outer_facts = outer_update(*start, correction)
-    if correction is not None:
+        moved, control, outer_facts = outer_update(*start, control)
+    if control is not None:
         feasible = outer_facts["meta_feasible"] > 0
-        correction = corrected(correction, outer_violations(config, meta), feasible, config.integral_gain)
-        outer_facts["correction"] = correction
+        excess = outer_violations(config, meta)
+        control = control.accumulated(excess, tasks.limits.mean(0), feasible, config.integral_gain)
+        outer_facts |= {"correction": control.correction, "share": control.share(config.least_share)}
 
     rows, target = jax.tree.map(lambda own, last: jnp.append(own, last[None], 0), seen, (after, estimates.target))
     normalizer = state.policy.normalizer
@@ -137,7 +137,7 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         **outer_facts,
     }
     kept = None if state.kept is None else Kept(state.kept.key, x)
-    return State(policy, critics, kept, correction), named(cmdp, metrics)
+    return State(policy, critics, kept, control), named(cmdp, metrics)
 
 
 def _chain(

@@ -57,6 +57,7 @@ class BilevelConfig:
     inner_learning_rate: float = 0.1  # of the inner step "gradient" [S]
     penalty: float = 1.0  # of a violated cost in the inner step "gradient", advantages in standard deviations [S]
     integral_gain: float = 0.1  # share of a measured excess that later outer steps "cpo" take back too [S; P: 0]
+    least_share: float = 0.05  # an outer step "cpo" asks for at most 1 / this times the excess, see outer.py [S; P: 1]
     kl_weight: float = 0.1  # lambda of the inner step "dual" [S; dual method's paper: 0.5]
     cost_kl_weight: float = 300.0  # lambda_c of the same [S; 0.5]
     outer_rate: float = 0.5  # share of the way to the nearest policy that the outer step "nearest" goes [S]
@@ -81,6 +82,8 @@ class BilevelConfig:
         zero_or_more(self, "damping", "penalty", "cost_kl_weight", "integral_gain")
         if not 0 < self.outer_rate <= 1:
             raise ValueError(f"outer_rate is a share of a way: above 0 and at most 1, not {self.outer_rate}.")
+        if not 0 < self.least_share <= 1:
+            raise ValueError(f"least_share is a share of a gradient: above 0 and at most 1, not {self.least_share}.")
         if self.keep_tasks and self.outer != "nearest":
             raise ValueError("keep_tasks needs outer = nearest: other outer steps ask what starting elsewhere changes.")
         share_of_limit(self, "margin")

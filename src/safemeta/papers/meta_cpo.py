@@ -61,7 +61,7 @@ SIZES: dict[str, dict[str, Size]] = {
         ),
     },
     "laptop": {
-        "point-circle-meta-cpo": Size(200, 5, 5, 8, 20, 20, 50, seconds=150.0),
+        "point-circle-meta-cpo": Size(200, 5, 5, 8, 20, 50, 50, seconds=170.0),
         "car-circle-hazard-meta-cpo": Size(50, 5, 3, 4, 10, 10, 10, seconds=280.0),
         "point-button-meta-cpo": Size(60, 5, 3, 4, 10, 10, 10, seconds=160.0),
     },
