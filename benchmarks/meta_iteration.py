@@ -30,7 +30,6 @@ from safemeta.algorithms.critics import assess
 from safemeta.algorithms.outer import MetaData, meta_gradients, outer_update
 from safemeta.algorithms.surrogate import make_samples
 from safemeta.nets import parameters, with_parameters
-from safemeta.solvers import values_and_gradients
 from safemeta.tasks import make
 
 RELEASED_SECONDS = 314.0  # per meta-iteration of the released code, sampling 188, updates 125

@@ -107,7 +107,7 @@ def _of_task(
 def meta_gradients(
     config: BilevelConfig, policy: GaussianPolicy, theta: Vector, meta: MetaData
 ) -> tuple[Float[Array, "signals parameters"], Float[Array, "costs parameters"] | None]:
-    """dF and dG as rows; and the noise of dG as the difference of two halves of the tasks shows it, or None for one task.
+    """Rows dF, dG; and what the difference of two halves of the tasks shows of dG's noise (None: there is one task).
 
     With gradients g' and g'' of m and n of the M tasks, `e = sqrt(m n) / M (g' - g'')` has the variance of dG's noise.
     """
