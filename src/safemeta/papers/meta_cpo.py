@@ -220,7 +220,7 @@ def trpo_violates(task: str, trpo: Group, others: list[Group]) -> Claim:
         violates(over_seeds(cost), limit, over_seeds(reward).mean, list(means.values())),
         f"cost {shown(over_seeds(cost))}, limit {limit:g}; return {shown(over_seeds(reward))}",
         f"{SAID} (Figure 5, second row)",
-        "".join(f"The return of {name} is {mean:.4g}." for name, mean in means.items()),
+        " ".join(f"The return of {name} is {mean:.4g}." for name, mean in means.items()),
     )
 
 
