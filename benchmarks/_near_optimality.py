@@ -177,8 +177,8 @@ def tabular_families(count: int, seed: int, tasks: int = 3) -> NearOptimality:
         reached = [measure(cmdp, jnp.exp(one), discount).performance for cmdp, one in zip(cmdps, after, strict=True)]
         short = wanted - np.mean([float(one[0]) for one in reached])
         excess = max(float(one[1]) for one in reached) - limit - delta - 1e-8
-        total.below += short > 1e-7
-        total.above += excess > TOLERANCE
+        total.below += bool(short > 1e-7)
+        total.above += bool(excess > TOLERANCE)
         total.excess, total.shortfall = max(total.excess, excess), max(total.shortfall, float(short))
     return total
 
