@@ -309,7 +309,7 @@ def test_meta_crpo_goes_to_the_policy_nearest_to_the_adapted_ones(batch, metric)
     for same in (True, False):
         adapted = theta + jnp.broadcast_to(shift[:1], shift.shape) if same else theta + shift
         meta = MetaData(data, samples, data.violations[0], adapted)
-        moved, _, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
+        moved, facts = update(config, policy, theta, meta, samples.observation, samples.valid)
         assert facts["meta_accepted"] == 1
         assert float(facts["distance"]) == pytest.approx(distance(theta, adapted), rel=1e-6)
         assert distance(moved, adapted) < distance(theta, adapted)

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.bilevel_config import BilevelConfig
@@ -63,7 +63,7 @@ class Control(eqx.Module):
         return Control(self.correction, kept * self.across + MEMORY * across, kept * self.within + MEMORY * within)
 
     def accumulated(
-        self, excess: Float[Array, " costs"], limits: Float[Array, " costs"], feasible: Array, gain: float
+        self, excess: Float[Array, " costs"], limits: Float[Array, " costs"], feasible: Bool[Array, ""], gain: float
     ) -> "Control":
         """With an excess of costs more, see `directions.corrected`; never above the limits."""
         grown = jnp.minimum(corrected(self.correction, excess, feasible, gain), limits)
