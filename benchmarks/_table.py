@@ -20,3 +20,11 @@ class Row:
 def print_json(benchmark: str, rows: Iterable[Row]) -> None:
     """All rows as one JSON object."""
     print(json.dumps({"benchmark": benchmark, "rows": [asdict(row) for row in rows]}, default=float))
+
+
+def print_rows(benchmark: str, rows: list[Row], as_json: bool) -> None:
+    """All rows as one JSON object, or a line of each without its peer."""
+    if as_json:
+        return print_json(benchmark, rows)
+    for row in rows:
+        print(f"{row.case:<80} {row.value:10.4f} {row.unit}")

@@ -21,14 +21,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _table import Row, print_json
+from _table import Row, print_rows
 from jaxtyping import Array, Float
 
 from safemeta.algorithms import bilevel, meta_cpo
 from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.inner import InnerData, inner_step, signals
 from safemeta.algorithms.outer import MetaData, meta_objective
-from safemeta.algorithms.surrogate import Samples, make_samples
+from safemeta.algorithms.surrogate import Samples
 from safemeta.nets import GaussianPolicy, parameters
 from safemeta.solvers import trust_region_step
 from safemeta.tasks import make
@@ -131,11 +131,8 @@ def gathered(config: BilevelConfig, world: Any, state: Any, key: Any) -> tuple[V
     tasks = world.sample(jax.random.fold_in(key, 0), config.tasks, "train")
     theta = parameters(state.policy)
     x = jnp.broadcast_to(theta, (config.tasks, theta.shape[0]))
-    x, _, data, _ = bilevel._chain(config, world, state, x, tasks, jax.random.fold_in(key, 1))
-    rows, estimates = bilevel._collect(config, world, state, x, tasks, jax.random.fold_in(key, 2))
-    samples = jax.vmap(lambda r, a: make_samples(r, a, world.cmdp))(rows, estimates)
-    costs = bilevel.limited_costs(rows, world.cmdp).mean(1)
-    return theta, MetaData(data, samples, costs - tasks.limits, x)
+    keys = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    return theta, bilevel.gather(config, world, state, x, tasks, *keys)[0]
 
 
 @eqx.filter_jit
@@ -185,11 +182,7 @@ def main() -> int:
             table.append(Row(f"{case}, mean", float(np.mean(values)), "cosine", "exact", 1.0, float(np.mean(values))))
             table.append(Row(f"{case}, least", min(values), "cosine", "exact", 1.0, min(values)))
             table.append(Row(f"{case}, largest", max(values), "cosine", "exact", 1.0, max(values)))
-    if options.json:
-        print_json("meta_gradient", table)
-        return 0
-    for row in table:
-        print(f"{row.case:<80} {row.value:8.4f} {row.unit}")
+    print_rows("meta_gradient", table, options.json)
     return 0
 
 

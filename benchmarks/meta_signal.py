@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _table import Row, print_json
+from _table import Row, print_rows
 from jaxtyping import Array, Float
 
 from safemeta.algorithms import bilevel
@@ -27,7 +27,6 @@ from safemeta.algorithms.bilevel_config import BilevelConfig
 from safemeta.algorithms.estimation import limited_costs
 from safemeta.algorithms.inner import metric_at
 from safemeta.algorithms.outer import MetaData, meta_gradients
-from safemeta.algorithms.surrogate import make_samples
 from safemeta.experiment.run import load
 from safemeta.nets import parameters, with_parameters
 from safemeta.solvers import solve_rows
@@ -56,19 +55,15 @@ def gathered(config: BilevelConfig, world: Any, state: bilevel.State, theta: Vec
     state = eqx.tree_at(lambda s: s.policy, state, with_parameters(state.policy, theta))
     tasks = world.sample(jax.random.fold_in(key, 0), config.tasks, "train")
     x = jnp.broadcast_to(theta, (config.tasks, theta.shape[0]))
-    x, seen, data, _ = bilevel._chain(config, world, state, x, tasks, jax.random.fold_in(key, 1))
-    rows, estimates = bilevel._collect(config, world, state, x, tasks, jax.random.fold_in(key, 2))
-    samples = jax.vmap(lambda r, a: make_samples(r, a, world.cmdp))(rows, estimates)
-    costs = limited_costs(rows, world.cmdp).mean(1)
-    before = jax.tree.map(lambda leaf: leaf[0], seen[0])
-    own = limited_costs(before, world.cmdp).mean(1)
-    meta = MetaData(data, samples, costs - tasks.limits, x)
-    return Measured(meta, before.observation, before.valid, costs[:, 0].mean(), own[:, 0].mean())
+    keys = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    meta, found = bilevel.gather(config, world, state, x, tasks, *keys)
+    cost, own = (limited_costs(rows, world.cmdp)[..., 0].mean() for rows in (found.after, found.before))
+    return Measured(meta, found.before.observation, found.before.valid, cost, own)
 
 
 @eqx.filter_jit
 def directions(config: BilevelConfig, policy: Any, theta: Vector, batch: Measured) -> tuple[Array, Array]:
-    """DF and dG as rows, and both through the metric."""
+    """Rows dF, dG, and both through the metric."""
     gradients, _ = meta_gradients(config, policy, theta, batch.meta)
     metric = metric_at(config, policy, theta, batch.observation, batch.valid, config.fisher_states)
     solved = solve_rows(metric, gradients, iterations=config.cg_iterations, damping=config.damping)
@@ -105,8 +100,7 @@ def rows_of(folder: str, draws: int, batches: int) -> list[Row]:
             after = judged(config, world, state, theta + step, batches) - before
             promised = float(gradients[1] @ step)
             table.append(Row(f"{way}: promised change of G, batch {draw}", promised, "cost"))
-            changed = Row(f"{way}: change of G, batch {draw}", float(after[0]), "cost", "promised", promised)
-            table.append(changed)
+            table.append(Row(f"{way}: change of G, batch {draw}", float(after[0]), "cost", "promised", promised))
             table.append(Row(f"{way}: change of the own cost, batch {draw}", float(after[1]), "cost"))
     return table
 
@@ -122,11 +116,7 @@ def main() -> int:
     if options.draws < 2 or options.batches < 1:
         parser.error("--draws must be at least 2, --batches at least 1")
     table = rows_of(options.run, options.draws, options.batches)
-    if options.json:
-        print_json("meta_signal", table)
-        return 0
-    for row in table:
-        print(f"{row.case:<70} {row.value:9.3f} {row.unit}")
+    print_rows("meta_signal", table, options.json)
     return 0
 
 

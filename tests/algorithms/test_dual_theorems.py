@@ -125,9 +125,6 @@ def test_every_first_adaptation_is_optimal_by_weak_duality(drawn):
     assert worse.failed > 0.9 * COUNT
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Solution may be inaccurate"
-)  # Clarabel says so of some; how far off is judged below
 def test_the_closed_form_is_clarabels_solution(drawn):
     pytest.importorskip("cvxpy")
     active = 0

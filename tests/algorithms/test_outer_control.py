@@ -72,9 +72,8 @@ def test_a_step_is_asked_for_as_much_more_as_its_gradient_is_noise(batch, metric
     more = eqx.tree_at(lambda m: m.violations, meta, meta.violations / share)
     same, none, _ = update(config, policy, theta, more, *rows)
     assert none is None
-    step, wanted = np.asarray(moved - theta), np.asarray(same - theta)
-    assert np.linalg.norm(step) > 0
-    assert np.dot(step, wanted) > 0.999 * np.linalg.norm(step) * np.linalg.norm(wanted)  # a line search may differ
+    assert np.linalg.norm(moved - theta) > 0
+    np.testing.assert_allclose(moved, same, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

@@ -13,7 +13,7 @@ maml = (gradient, trpo, exact or first), meta-crpo = (crpo, nearest); every othe
 the dual method is (dual, switch, first) with `bounded = initial`; the algorithm `dual` adds what makes it safe.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -97,12 +97,8 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
     tasks = world.sample(task_key, config.tasks, "train")
     theta = parameters(state.policy)
     x = jnp.broadcast_to(theta, (tasks.count, theta.shape[0])) if state.kept is None else state.kept.adapted
-    x, seen, data, facts = _chain(config, world, state, x, tasks, inner_key)
-    after, estimates = _collect(config, world, state, x, tasks, after_key)
-    samples = jax.vmap(lambda r, a: make_samples(r, a, cmdp))(after, estimates)
-    after_costs = limited_costs(after, cmdp).mean(1)
-    meta = MetaData(data, samples, after_costs - (1 - config.margin) * tasks.limits, x)
-    before = jax.tree.map(lambda leaf: leaf[0], seen[0])
+    meta, found = gather(config, world, state, x, tasks, inner_key, after_key)
+    before, after, seen = found.before, found.after, found.seen
     start = config, state.policy, theta, meta, before.observation, before.valid
     control = state.control
     if config.outer == "nearest":
@@ -115,13 +111,14 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         control = control.accumulated(excess, tasks.limits.mean(0), feasible, config.integral_gain)
         outer_facts |= {"correction": control.correction, "share": control.share(config.least_share)}
 
-    rows, target = jax.tree.map(lambda own, last: jnp.append(own, last[None], 0), seen, (after, estimates.target))
+    rows, target = jax.tree.map(lambda own, last: jnp.append(own, last[None], 0), seen, (after, found.target))
     normalizer = state.policy.normalizer
     fitted = rows.observation, target, critic_key, config.critic_steps, rows.valid
     critics = learn(config, state.critics, normalizer, *fitted)
     policy = with_parameters(state.policy, moved)
     policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer.merge(rows.observation, rows.valid))
-    before_costs = limited_costs(before, cmdp).mean(1)
+    before_costs, after_costs = limited_costs(before, cmdp).mean(1), limited_costs(after, cmdp).mean(1)
+    facts = found.facts
     metrics = {
         "return_before": episode_return(before).mean(),
         "return_after": episode_return(after).mean(),
@@ -136,8 +133,36 @@ def _iterate(config: BilevelConfig, world: World, state: State, key: PRNGKeyArra
         "log_std": policy.network.log_std.mean(),
         **outer_facts,
     }
-    kept = None if state.kept is None else Kept(state.kept.key, x)
+    kept = None if state.kept is None else Kept(state.kept.key, meta.adapted)
     return State(policy, critics, kept, control), named(cmdp, metrics)
+
+
+class Found(NamedTuple):
+    """What else was seen while the data of a meta-iteration were gathered; leaves `[tasks, episodes, ...]`."""
+
+    before: Trajectory  # of the policies that the inner steps start from
+    after: Trajectory  # of the adapted policies
+    target: Array  # of the critics, for `after`
+    seen: tuple[Trajectory, Array]  # episodes and targets of every inner step, leaves `[steps, tasks, ...]`
+    facts: dict[str, Any]  # of every inner step
+
+
+def gather(
+    config: BilevelConfig,
+    world: World,
+    state: State,
+    x: Float[Array, "tasks parameters"],
+    tasks: Tasks,
+    inner_key: Any,
+    after_key: Any,
+) -> tuple[MetaData, Found]:
+    """What an outer step depends on: K inner steps from `x` on fresh episodes, then the adapted policies' episodes."""
+    x, seen, data, facts = _chain(config, world, state, x, tasks, inner_key)
+    after, estimates = _collect(config, world, state, x, tasks, after_key)
+    samples = jax.vmap(lambda r, a: make_samples(r, a, world.cmdp))(after, estimates)
+    violations = limited_costs(after, world.cmdp).mean(1) - (1 - config.margin) * tasks.limits
+    before = jax.tree.map(lambda leaf: leaf[0], seen[0])
+    return MetaData(data, samples, violations, x), Found(before, after, estimates.target, seen, facts)
 
 
 def _chain(

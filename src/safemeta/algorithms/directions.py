@@ -56,15 +56,27 @@ def directions(
     `effect = gram` (plain TRPO and CPO).
     """
     rows = [jnp.concatenate(part) for part in zip(*(_gradients(f, at, cross_fit) for f in predictions), strict=True)]
-    signals = rows[0].shape[0]
-    rows = jnp.concatenate(rows)
+    return through_metric(rows[0], rows[1] if cross_fit else None, metric, iterations=iterations, damping=damping)
+
+
+def through_metric(
+    gradients: Float[Array, "signals parameters"],
+    noise: Float[Array, "signals parameters"] | None,
+    metric: Metric | None,
+    *,
+    iterations: int,
+    damping: float,
+) -> Directions:
+    """What is made of `gradients`, whose noise has the variance of `noise` (None: effects are the in-sample ones)."""
+    signals = gradients.shape[0]
+    rows = gradients if noise is None else jnp.concatenate([gradients, noise])
     solutions = solve_rows(metric, rows, iterations=iterations, damping=damping).solution
     gram = rows[:signals] @ solutions[:signals].T
     gram = (gram + gram.T) / 2
-    if not cross_fit:
+    if noise is None:
         return Directions(solutions, gram, gram)
-    noise = rows[signals:] @ solutions[signals:].T
-    return Directions(solutions[:signals], gram, gram - (noise + noise.T) / 2)
+    of_noise = rows[signals:] @ solutions[signals:].T
+    return Directions(solutions[:signals], gram, gram - (of_noise + of_noise.T) / 2)
 
 
 def _gradients(predictions: Predictions, at: Vector, cross_fit: bool) -> list[Float[Array, "signals parameters"]]:

@@ -5,9 +5,9 @@ region (eq. 12 of the Meta-CPO paper), or leaves out the constraint, or goes up 
 Meta-CRPO, it goes towards the policy that is nearest to the tasks' own.
 
 dG is an average over a few tasks, and most of it is noise: on Point-Circle, through five inner steps, independent
-batches' dG have a cosine of 0.0 to 0.1. What a step promises to take back is therefore several times what it does take
-back. `Control` measures how much of dG is signal, and asks for as much more; what is left over in spite of that is
-accumulated and asked for as well.
+batches' dG have cosines of -0.1 to 0.0 (`benchmarks/meta_signal.py`). What a step promises to take back is therefore
+many times what it does take back. `Control` measures how much of dG is signal, and asks for as much more; what is left
+over in spite of that is accumulated and asked for as well.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from safemeta.algorithms.base import Metrics
 from safemeta.algorithms.bilevel_config import BilevelConfig
-from safemeta.algorithms.directions import corrected
+from safemeta.algorithms.directions import corrected, through_metric
 from safemeta.algorithms.inner import InnerData, Vector, metric_at, replayed
 from safemeta.algorithms.surrogate import Samples, state_weight, surrogate
 from safemeta.nets import GaussianPolicy, with_parameters
@@ -200,7 +200,9 @@ def outer_update(
         rows, bounds = gradients[1:], violations
         if control is not None:
             if noise is not None:
-                control = control.measured(*_products(config, rows, noise, metric))
+                solving = {"iterations": config.cg_iterations, "damping": config.damping}
+                seen = through_metric(rows, noise, metric, **solving)
+                control = control.measured(jnp.diagonal(seen.effect), jnp.diagonal(seen.gram))
             bounds = (violations + control.correction) / control.share(config.least_share)
     elif config.outer == "switch":
         objective = jnp.where(jnp.all(violations <= 0), gradients[0], -gradients[1:][jnp.argmax(violations)])
@@ -246,16 +248,6 @@ def outer_update(
         "meta_violation": violations.max(),
     }
     return search.parameters, control, metrics
-
-
-def _products(
-    config: BilevelConfig, rows: Float[Array, "costs parameters"], noise: Float[Array, "costs parameters"], metric: Any
-) -> tuple[Float[Array, " costs"], Float[Array, " costs"]]:
-    """Of each cost what `dG . H^-1 dG` would be without noise (in the mean: it can be negative), and what it is."""
-    both = jnp.concatenate([rows, noise])
-    solutions = solve_rows(metric, both, iterations=config.cg_iterations, damping=config.damping).solution
-    within, of_noise = jnp.sum(both * solutions, axis=1).reshape(2, -1)
-    return within - of_noise, within
 
 
 def _shifted_objective(

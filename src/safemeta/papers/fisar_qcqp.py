@@ -85,7 +85,7 @@ def solve(problem: QCQP) -> float:
     offset = np.concatenate([[np.sqrt(r), *(-root @ c)] for root, c, r in zip(roots, centres, radii, strict=True)])
     settings = clarabel.DefaultSettings()
     settings.verbose = False
-    quadratic, linear = sparse.triu(2 * weight.T @ weight, format="csc"), -2 * weight.T @ target
+    quadratic, linear = sparse.csc_matrix(np.triu(2 * weight.T @ weight)), -2 * weight.T @ target
     cones = [clarabel.SecondOrderConeT(n + 1)] * len(roots)
     found = clarabel.DefaultSolver(quadratic, linear, sparse.csc_matrix(matrix), offset, cones, settings).solve()
     value = float(np.sum((weight @ np.asarray(found.x) - target) ** 2))
