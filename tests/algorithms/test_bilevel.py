@@ -83,7 +83,12 @@ def compiled(config, policy):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("metric", "count", "cases"),
-    [("fisher", 1, CASES), ("euclidean", 2, ["inactive", "active", "recovery"]), ("fisher", 5, ["active", "recovery"])],
+    [
+        ("fisher", 1, CASES),
+        ("euclidean", 2, ["inactive", "active", "recovery"]),
+        ("fisher", 5, ["active", "recovery"]),
+        *(pytest.param(m, k, CASES, marks=pytest.mark.slow) for m in ("fisher", "euclidean") for k in range(1, 6)),
+    ],
 )
 def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, cases):
     policy, theta, samples = batch

@@ -72,6 +72,27 @@ def test_a_scalar_critic_and_one_transition():
     close(slope, -1.062570064177)
     close((1.0 - multiplier + GAMMA * 1.1 - 1.5 * 0.8), 0.354190021392)
     close(1.5 * theta, 1.279692754813)
+    close(bracket, 0.775)
+    close(step_of_rate(0.5, 0.4), 0.034809978608)
+    close(step_of_price([0.8], ONE, 0.534809978608), -0.15)
+
+
+def step_of_rate(multiplier, penalty):
+    """d lambda' / d alpha_lambda at 0.2."""
+    excess = jnp.asarray([penalty - BETA])
+    return jax.jacfwd(lambda eta: multiplier_step(jnp.asarray([multiplier]), RATE * jnp.exp(eta), excess))(
+        jnp.asarray([0.2])
+    )
+
+
+def step_of_price(theta, training, multiplier):
+    """d theta' / d lambda' of a step of gradient descent."""
+    sgd, theta = optax.sgd(CRITIC_RATE), jnp.asarray(theta)
+
+    def moved(multiplier):
+        return descend(sgd, jax.grad(td_loss)(theta, multiplier, training), sgd.init(theta), theta)[0]
+
+    return jax.jacfwd(moved)(jnp.asarray([multiplier]))
 
 
 @pytest.mark.parametrize(("stop", "expected"), [("critic", -0.019110487955), ("multiplier", 0.00429985979)])
@@ -89,8 +110,7 @@ def test_a2_below_the_threshold():
     close(multiplier, 0.492060882072)
     close(gradient, 0.003785554944)
     close(0.2 - META_RATE * gradient, 0.199962144451)
-    slope = jax.jacfwd(lambda eta: multiplier_step(jnp.asarray([0.5]), RATE * jnp.exp(eta), jnp.asarray([0.05 - BETA])))
-    close(slope(jnp.asarray([0.2])), -0.007939117928)
+    close(step_of_rate(0.5, 0.05), -0.007939117928)
 
 
 def test_a3_a_multiplier_that_stays_at_zero():
@@ -125,6 +145,9 @@ def test_b_two_weights_and_parts_of_two_transitions():
     close(error, (1.116120620109, 0.678673346767))
     for stop, expected in (("critic", -0.062476739592), ("multiplier", 0.001917697513)):
         close(looked_ahead(td_loss, weights, training, held, 0.5, excess, stop=(stop,))[0], expected)
+    inner = training[1] - multiplier * training[2] + GAMMA * training[3] - training[0] @ jnp.asarray(weights)
+    close(inner, (0.904190021392, 0.633))
+    close(step_of_price(weights, training, 0.534809978608), (-0.05, -0.025))
 
 
 def categorical_loss(weights, multiplier, part):

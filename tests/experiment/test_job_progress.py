@@ -27,6 +27,15 @@ def test_time_left_is_the_plans_guess_and_then_the_pace(clock):
     assert (shown.left(), shown.finished) == ("4:00", 2)
 
 
+def test_jobs_side_by_side_take_as_much_less(clock):
+    shown = Display({"a": 100.0, "b": 100.0, "c": 200.0}, done={"a"}, at_once=8)  # two are left
+    assert shown.left() == "2:30"
+    clock[0] += 50
+    shown.tell("b", 0.5, "")
+    shown.tell("c", 0.25, "")  # 100 expected seconds took 50
+    assert shown.left() == "1:40"
+
+
 def test_lines_come_at_intervals_and_at_the_end(clock, capsys):
     shown = Display({"a": 1.0}, done=set(), pause=10.0)
     for step in range(5):

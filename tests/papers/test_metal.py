@@ -405,3 +405,21 @@ def test_pictures_and_tables(tmp_path):
         in metal.table_1({CARTPOLE: metal.places_of(found, CARTPOLE)}).markdown()
     )
     assert len(metal.ends(found).rows) == 4
+
+
+def test_learning_curves(tmp_path):
+    rising = np.linspace([0.0, 700.0], [1000.0, 790.0], 20)  # of two seeds; the second never reaches 800
+    made, other = group(returns=(1.0, 2.0), **{"return": rising}), group(returns=(5.0, 6.0))
+    found = {(CARTPOLE, 0.3, "d4pg"): made, (CARTPOLE, 0.3, "metal"): other, (metal_plan.WALKER, 0.05, "d4pg"): other}
+    labels = {CARTPOLE: "cartpole", metal_plan.WALKER: "walker"}
+    picture = metal.metal_figures.draw_learning(tmp_path / "learning-curves.png", found, labels)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = picture.with_suffix(".csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2 * 20
+    assert f"{CARTPOLE},0.3,d4pg,0,160000,1000.0,0.2000" in lines
+    ((task, seeds, reaching, slowest, *_),) = metal.learning(found).rows
+    assert (task, seeds, reaching, slowest) == (CARTPOLE, 2, 1, None)
+    both = group(returns=(1.0, 2.0), **{"return": rising + np.array([0.0, 100.0])})
+    ((*_, reaching, slowest, best, _, _),) = metal.learning({(CARTPOLE, 0.3, "d4pg"): both}).rows
+    assert (reaching, slowest) == (2, 8000.0 * 17)  # 800 after 16 of 19 steps from 0 to 1000
+    assert best.mean == pytest.approx((1000 + 890) / 2)

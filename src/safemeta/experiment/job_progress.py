@@ -41,10 +41,13 @@ class Part(Quiet):
 
 
 class Display:
-    """Plain lines on standard error, at most one every `pause` seconds; `jobs` maps names to expected seconds."""
+    """Plain lines on standard error, at most one every `pause` seconds; `jobs` maps names to expected seconds.
 
-    def __init__(self, jobs: Mapping[str, float], done: set[str], pause: float = 10.0):
-        self._seconds = dict(jobs)
+    `at_once`: how many jobs are worked on side by side.
+    """
+
+    def __init__(self, jobs: Mapping[str, float], done: set[str], at_once: int = 1, pause: float = 10.0):
+        self._seconds, self._at_once = dict(jobs), max(1, min(at_once, len(jobs) - len(done)))
         self._shares = {name: float(name in done) for name in jobs}
         self._start, self._began = self._sum(), time.monotonic()
         self._pause, self._shown = pause, -float("inf")
@@ -79,7 +82,7 @@ class Display:
         total, now = sum(self._seconds.values()), self._sum()
         gained, elapsed = now - self._start, time.monotonic() - self._began
         known = gained > 0.02 * total
-        return clock((total - now) * (elapsed / gained if known else 1.0))
+        return clock((total - now) * (elapsed / gained if known else 1 / self._at_once))
 
     def _sum(self) -> float:
         return sum(self._seconds[name] * share for name, share in self._shares.items())
@@ -96,11 +99,11 @@ class Silent(Display):
 class Bar(Display):
     """A bar on a terminal."""
 
-    def __init__(self, jobs: Mapping[str, float], done: set[str]):
+    def __init__(self, jobs: Mapping[str, float], done: set[str], at_once: int = 1):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        super().__init__(jobs, done, pause=0.2)
+        super().__init__(jobs, done, at_once, pause=0.2)
         self._console = Console(stderr=True, highlight=False)
         columns = [TextColumn("{task.fields[count]}"), BarColumn(bar_width=20), TextColumn("{task.description}")]
         self._progress = Progress(*columns, console=self._console)
@@ -118,8 +121,8 @@ class Bar(Display):
         self._progress.stop()
 
 
-def choose(quiet: bool, jobs: Mapping[str, float], done: set[str]) -> Display:
+def choose(quiet: bool, jobs: Mapping[str, float], done: set[str], at_once: int = 1) -> Display:
     """The display that suits the stream and the wish."""
     if quiet:
-        return Silent(jobs, done)
-    return Bar(jobs, done) if sys.stderr.isatty() else Display(jobs, done)
+        return Silent(jobs, done, at_once)
+    return Bar(jobs, done, at_once) if sys.stderr.isatty() else Display(jobs, done, at_once)

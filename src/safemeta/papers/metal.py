@@ -35,6 +35,7 @@ from safemeta.papers.plan import Plan, Request, Summary
 from safemeta.papers.tables import Cell, Table
 
 MAIN = ("metal", "mesh-like", "rc-d4pg", "d4pg", *SHAPED)
+ENOUGH = 800.0  # of 1000: a return at which a task counts as solved
 INTERVALS = "Means over seeds with Student's 95 % intervals."
 RATE_COLOURS = (PALETTE[4], PALETTE[0], PALETTE[3])  # of META_RATES
 
@@ -54,7 +55,9 @@ def summarise(out: Path, *, needed: tuple[RobotTrial | Bundle, ...], request: Re
     places = {task: at for task in TASKS if (at := places_of(found, task))}
     labels = {task: task.removeprefix("realworld-") for task in places}
     if {"table-1", "1", "2", "3"} & {*request.figures}:
-        tables.append(ends(found))
+        tables += [ends(found), learning(found)]
+        if places:
+            pictures.append(metal_figures.draw_learning(out / "learning-curves.png", found, labels))
     if "table-1" in request.figures:
         tables.append(table_1(places))
         for judge in (metal_claims.table_1, metal_claims.stand_in):
@@ -139,6 +142,28 @@ def ends(found: Groups) -> Table:
         " Without noise: final policies on fresh episodes. Clipped mass: of target atoms beyond the critic's support."
     )
     return Table("ends", "Figures 1 to 3: all methods", columns, tuple(rows), note)
+
+
+def learning(found: Groups) -> Table:
+    """How soon D4PG, which heeds no cost, solves the tasks."""
+    rows: list[tuple[Cell, ...]] = []
+    for task in TASKS:
+        group = found.get((task, SOLVABLE, "d4pg"))
+        if group is None:
+            continue
+        returns, steps = group.table("return"), group.table("environment_steps")
+        above = returns >= ENOUGH
+        first = [float(steps[above[:, i].argmax(), i]) for i in range(len(group.seeds)) if above[:, i].any()]
+        rows.append((
+            task, len(group.seeds), len(first), max(first) if len(first) == len(group.seeds) else None,
+            over_seeds(returns.max(0)), over_seeds(group.reached.returns), over_seeds(group.without_noise.returns),
+        ))  # fmt: skip
+    columns = (
+        "task", "seeds", f"seeds that reach {ENOUGH:g}", "steps of the slowest", "best iteration", "last 100 episodes",
+        "final policy without noise",
+    )  # fmt: skip
+    note = f"Returns, at most 1000; coefficient {SOLVABLE:g}, which changes costs alone. {INTERVALS}"
+    return Table("learning", "D4PG without constraints", columns, tuple(rows), note)
 
 
 def behaviour(path: Path, found: Groups, rates: tuple[float, ...]) -> tuple[Table, Path, list[Claim]]:

@@ -1,15 +1,16 @@
-"""MetaL's figures: bars of return and penalised return, and what the multiplier does over training."""
+"""MetaL's figures: bars of return and penalised return, what the multiplier does over training, learning curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safemeta.experiment import figures
+from safemeta.experiment.files import write_atomically
 from safemeta.experiment.statistics import bootstrap_columns
 from safemeta.papers import drawing
 from safemeta.papers.groups import Curve
 from safemeta.papers.metal_claims import Methods, over_seeds
-from safemeta.papers.metal_plan import COLOURS
+from safemeta.papers.metal_plan import COLOURS, COMPARED, SOLVABLE, UNSOLVABLE
 from safemeta.papers.metal_runs import Reached, RobotGroup
 
 BARS = "pale: return R; full: penalised return, R - 1000 max(0, J_C - beta); lines: 95 % intervals over seeds"
@@ -20,6 +21,7 @@ QUANTITIES = {  # metric -> label
     "cost": r"$J_C$",
     "return": "return",
 }
+LEARNING = {"return": "return", "cost": r"$J_C$"}
 
 
 def draw_bars(path: Path, title: str, panels: Mapping[tuple[str, str], Methods], methods: Sequence[str]) -> Path:
@@ -78,6 +80,36 @@ def draw_behaviour(
                 limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
                 drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
                 axis.xaxis.set_major_formatter(figures.millions())
+        return drawing.save(figure, axes, path)
+
+
+def draw_learning(path: Path, found: Mapping[tuple[str, float, str], RobotGroup], labels: Mapping[str, str]) -> Path:
+    """Return and violation over training; a column for each task and coefficient. Beside it, `.csv`: seed by seed."""
+    places = [
+        (task, k) for task in labels for k in (UNSOLVABLE, SOLVABLE) if any((task, k, m) in found for m in COMPARED)
+    ]
+    subtitle = "exploring policies in training; mean over seeds and 95 % interval"
+    names = [f"{labels[task]}, coefficient {k:g}" for task, k in places]
+    lines = ["task,coefficient,method,seed,environment_steps,return,cost"]
+    with drawing.grid("MetaL and baselines: learning curves", subtitle, list(LEARNING.values()), names) as (
+        figure,
+        axes,
+    ):
+        for column, (task, k) in zip(axes.T, places, strict=True):
+            groups = {method: found[task, k, method] for method in COMPARED if (task, k, method) in found}
+            for axis, name in zip(column, LEARNING, strict=True):
+                for method, group in groups.items():
+                    drawing.draw(axis, curve(group, name), method, COLOURS[method])
+                limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
+                drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
+                axis.xaxis.set_major_formatter(figures.millions())
+            lines += [
+                f"{task},{k:g},{method},{seed},{line['environment_steps']},{line['return']:.1f},{line['cost']:.4f}"
+                for method, group in groups.items()
+                for seed, each in zip(group.seeds, group.metrics, strict=True)
+                for line in each
+            ]
+        write_atomically(path.with_suffix(".csv"), "\n".join([*lines, ""]).encode())
         return drawing.save(figure, axes, path)
 
 

@@ -59,7 +59,8 @@ def reproduce(
     warning = _use_cache()
     plan = entry.load().plan(request)
     pending = _pending(plan.jobs, folder / RUNS)
-    display = choose(quiet, {job.name: job.seconds for job in plan.jobs}, {job.name for job in plan.jobs} - {*pending})
+    expected = {job.name: job.seconds for job in plan.jobs}
+    display = choose(quiet, expected, expected.keys() - pending.keys(), workers)
     try:
         if warning:
             display.note(f"Warning: {warning}")
