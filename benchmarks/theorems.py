@@ -6,8 +6,8 @@ No policy is sampled: values, visitation and extremes over all policies come fro
   limit and never lower the return. The constants A_max and eta are the exact extremes over all policies, S^v is all
   states (alpha = 1): the least penalties that the theorem allows. Also with a share of them: the check can fail.
 - Propositions 1, 2: the closed form solves problem (1). Evidence for every first adaptation: it keeps the constraints,
-  and its value equals that of the dual function (written down anew here), an upper bound by weak duality. For some
-  hundreds of problems the solution is also compared with Clarabel's.
+  and its value equals that of the dual function (written down anew here), an upper bound by weak duality. Some
+  hundreds of problems are also given to SLSQP and to Clarabel.
 - Theorem 1, eq. 7 and 8, on families of tasks (`_near_optimality.py`).
 - What these checks found: cases in which the printed statements are false.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _dual_problem import beside_clarabel, beside_slsqp, duality
 from _near_optimality import bandit_families, rare_task, tabular_families
 from _table import Row, print_json
 from jaxtyping import Array, Float
@@ -127,61 +128,6 @@ class Optimality:
             self.failed += abs(gap) > TOLERANCE or room < -TOLERANCE
 
 
-def problem_of(cmdp: TabularCMDP, log_prob: Any, discount: float) -> tuple[np.ndarray, ...]:
-    """Performance, advantages, state weights and the policy itself, by NumPy."""
-    policy, transition = np.exp(log_prob), np.asarray(cmdp.transition)
-    signals = np.concatenate([np.asarray(cmdp.reward)[..., None], np.asarray(cmdp.costs)], -1)
-    leave = np.eye(len(policy)) - discount * np.einsum("sa,sat->st", policy, transition)
-    value = np.linalg.solve(leave, np.einsum("sa,sax->sx", policy, signals))
-    weight = (1 - discount) * np.linalg.solve(leave.T, np.asarray(cmdp.initial))
-    advantage = signals + discount * transition @ value - value[:, None]
-    return np.asarray(cmdp.initial) @ value, advantage, weight, policy
-
-
-def duality(
-    cmdp: TabularCMDP, limits: Any, penalties: Penalties, found: ExactAdaptation, discount: float
-) -> tuple[float, float]:
-    """Of the first adaptation: dual bound less value, and the least room in a constraint (over 1 - discount apart).
-
-    For any u >= 0, `sum_s nu(s) eta ln sum_a pi exp((A - u A_c) / eta) + u d'` bounds problem (1) from above (Gibbs'
-    variational principle). A policy that keeps the constraints and reaches the bound is optimal, however it was found.
-    """
-    performance, advantage, weight, old = problem_of(cmdp, found.log_prob[0], discount)
-    objective, charged = float(penalties.objective), np.asarray(penalties.costs)
-    new, multipliers = np.exp(np.asarray(found.log_prob[1])), np.asarray(found.steps.multipliers[0])
-    kl = weight @ (new * np.log(new / old)).sum(1)
-    used = np.einsum("s,sa,sai->i", weight, new, advantage[..., 1:]) / (1 - discount) + charged * kl
-    gain = weight @ (new * advantage[..., 0]).sum(1) - objective * kl
-    eta = objective + (1 - discount) * multipliers @ charged
-    tilt = (advantage[..., 0] - advantage[..., 1:] @ multipliers) / eta
-    room = np.asarray(limits) - performance[1:]
-    bound = eta * weight @ np.log((old * np.exp(tilt)).sum(1)) + (1 - discount) * multipliers @ room
-    return float(bound - gain), float((room - used).min())
-
-
-def beside_clarabel(
-    cmdps: TabularCMDP, limits: Any, penalties: Penalties, found: ExactAdaptation, discount: float, count: int
-) -> tuple[list[float], list[float]]:
-    """Problem (1) given to Clarabel as a cone program: per problem the differences of value and policy."""
-    import cvxpy as cp
-
-    values, policies = [], []
-    for index in range(count):
-        cmdp, limit, charge, ours = jax.tree.map(lambda leaf, i=index: leaf[i], (cmdps, limits, penalties, found))
-        performance, advantage, weight, old = problem_of(cmdp, ours.log_prob[0], discount)
-        policy = cp.Variable(old.shape, nonneg=True)
-        kl = cp.sum(cp.multiply(weight[:, None], cp.rel_entr(policy, old)))
-        average = [cp.sum(cp.multiply(weight[:, None] * advantage[..., i], policy)) for i in range(advantage.shape[-1])]
-        within: list[Any] = [cp.sum(policy, axis=1) == 1]
-        for i, charged in enumerate(np.asarray(charge.costs)):
-            within.append(average[1 + i] / (1 - discount) + charged * kl <= float(limit[i]) - performance[1 + i])
-        problem = cp.Problem(cp.Maximize(average[0] - float(charge.objective) * kl), within)
-        problem.solve(solver=cp.CLARABEL)
-        values.append(abs(float(np.asarray(problem.value)) - float(ours.steps.gain[0])))
-        policies.append(float(np.abs(policy.value - np.exp(np.asarray(ours.log_prob[1]))).max()))
-    return values, policies
-
-
 def unseen_state() -> dict[str, float]:
     """Proposition 4 where S^v is not all states: two states, two actions, and a limit that one adaptation breaks.
 
@@ -217,7 +163,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=800, help="CMDPs to each of 18 sizes and discounts")
-    parser.add_argument("--solver", type=int, default=20, help="of these, problems that Clarabel solves, too")
+    parser.add_argument("--solver", type=int, default=20, help="of these, problems that SLSQP and Clarabel solve, too")
     parser.add_argument("--families", type=int, default=1000, help="families of tasks of one state")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -239,8 +185,7 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
     """All rows."""
     start = time.perf_counter()
     promise, optimality, weaker = Promise(), Optimality(), {0.1: Promise(), 0.01: Promise(), 0.001: Promise()}
-    values: list[float] = []
-    policies: list[float] = []
+    beside: dict[str, tuple[list[float], list[float]]] = {"SLSQP": ([], []), "Clarabel": ([], [])}
     for number, size in enumerate(SIZES):
         for place, discount in enumerate(DISCOUNTS):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), place)
@@ -248,9 +193,11 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
             cmdps, limits, penalties, found = jax.tree.map(np.asarray, drawn)
             promise.add(limits, found, discount)
             optimality.add((cmdps, limits, penalties, found), discount)
-            if solver:
-                differences = beside_clarabel(cmdps, limits, penalties, found, discount, solver)
-                values, policies = values + differences[0], policies + differences[1]
+            for name, solve in (("SLSQP", beside_slsqp), ("Clarabel", beside_clarabel)) if solver else ():
+                for total, differences in zip(
+                    beside[name], solve(cmdps, limits, penalties, found, discount, solver), strict=True
+                ):
+                    total += differences
             for share, total in weaker.items():
                 few = min(count, 200)
                 _, limits, _, moved = repeated(key, size, few, STEPS, jnp.asarray(discount), jnp.asarray(share))
@@ -271,17 +218,10 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
         Row("Prop. 1, 2: largest duality gap", optimality.gap, "return", "tolerance", TOLERANCE),
         Row("Prop. 1, 2: largest excess over a constraint", optimality.overdrawn, "cost", "tolerance", TOLERANCE),
     ]
-    if values:
-        table += [
-            Row("Prop. 1: largest difference of value", max(values), "return", "Clarabel, problems", len(values)),
-            Row(
-                "Prop. 1: largest difference of a probability",
-                max(policies),
-                "probability",
-                "Clarabel, problems",
-                len(policies),
-            ),
-        ]
+    for name, (values, policies) in beside.items() if solver else ():
+        peer = (f"{name}, problems", len(values))
+        table.append(Row(f"Prop. 1: largest difference of value from {name}'s", max(values), "return", *peer))
+        table.append(Row(f"Prop. 1: ... of a probability from {name}'s", max(policies), "probability", *peer))
     table.append(Row("Prop. 1, 2, 4, Cor. 1: time, compilation included", tabular, "s"))
     for share, total in weaker.items():
         what = f"penalties {share:g} of the theorem's"
