@@ -60,6 +60,8 @@ def test_the_laptop_plan_on_cartpole():
     assert found == wanted
     rates = {t.options["meta_rate"] for t in planned if t.algorithm == "metal" and t.coefficient == UNSOLVABLE}
     assert rates == set(metal_plan.META_RATES)
+    slow = {t.method for t in planned if t.options.get("multiplier_rate") == metal_plan.SLOW_RATE}
+    assert slow == {"rc-d4pg slow", "metal slow"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ def test_the_laptop_plan_on_cartpole():
         ("1", set(COEFFICIENTS), {"d4pg", "rc-d4pg", "metal", "metal both", "metal actor"}),
         ("3", {SOLVABLE}, set(metal.MAIN) & set(METHODS)),
         ("4", {UNSOLVABLE, SOLVABLE}, {"rc-d4pg", *map(metal_plan.of_rate, metal_plan.META_RATES)}),
+        ("slow", {UNSOLVABLE, SOLVABLE}, {"rc-d4pg", "metal", *metal_plan.SLOW_METHODS}),
         ("table-1", set(COEFFICIENTS), set(metal.MAIN) & set(METHODS)),
     ],
 )

@@ -202,9 +202,9 @@ def test_verdicts_on_a_solvable_tasks_rate():
 
 def test_figure_4_is_judged_by_coefficient():
     made = group(returns=(1.0, 2.0, 3.0, 4.0), log_rate=ramp(-4.0), multiplier=np.minimum(ramp(2.0), 1.0))
-    claims = metal_claims.behaviour(1e-4, {UNSOLVABLE: made})
+    claims = metal_claims.behaviour("meta-rate 1e-4", {UNSOLVABLE: made})
     assert [claim.verdict for claim in claims] == [REPRODUCED, REPRODUCED]
-    assert len(metal_claims.behaviour(1e-4, {UNSOLVABLE: made, SOLVABLE: made})) == 4
+    assert len(metal_claims.behaviour("meta-rate 1e-4", {UNSOLVABLE: made, SOLVABLE: made})) == 4
 
 
 # Pictures
@@ -216,10 +216,14 @@ def test_pictures_and_tables(tmp_path):
     made = group(returns=(1.0, 2.0, 3.0, 4.0), **columns)
     plain = group(returns=(-5.0, 2.0, 3.0, 4.0), multiplier=ramp(1.0), clipped_mass=ramp(0.0))
     found = {(CARTPOLE, k, m): each for k in (0.05, 0.3) for m, each in (("metal", made), ("rc-d4pg", plain))}
-    table, picture, claims = metal.behaviour(tmp_path / "figure-4.png", found, metal_plan.META_RATES)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert len(table.rows) == 4
-    assert len(claims) == 4  # the other meta-rates were not run
+    for name, looks in (
+        ("4", {"metal": ("metal, meta-rate 0.001", "k"), **metal.RC_LOOKS}),
+        ("slow", metal.SLOW_LOOKS),
+    ):
+        table, picture = metal.behaviour(tmp_path, name, "words", found, looks)
+        assert picture.name == f"figure-{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert len(table.rows) == 4
     panels = {("cartpole", "0.05"): like_the_paper(), ("cartpole", "0.3"): like_the_paper(), ("walker", "0.3"): {}}
     del panels["walker", "0.3"]
     drawn = metal.metal_figures.draw_bars(tmp_path / "bars.png", "t", panels, metal.MAIN)
@@ -229,6 +233,24 @@ def test_pictures_and_tables(tmp_path):
         in metal.table_1({CARTPOLE: metal.places_of(found, CARTPOLE)}).markdown()
     )
     assert len(metal.ends(found).rows) == 4
+
+
+def test_slow_multipliers_are_judged_apart(tmp_path):
+    columns = {"log_rate": ramp(-4.0), "multiplier": np.minimum(ramp(2.0), 1.0), "effective_rate": np.exp(ramp(-4.0)),
+               "meta_gradient": ramp(1e-6)}  # fmt: skip
+    made = group(returns=(700.0, 701.0, 702.0, 703.0), **columns)
+    better = group(returns=(800.0, 801.0, 802.0, 803.0), multiplier=ramp(1.0), effective_rate=ramp(0.0))
+    found = {
+        (CARTPOLE, k, m): each for k in (0.05, 0.3) for m, each in (("metal slow", made), ("rc-d4pg slow", better))
+    }
+    claims = metal.slow_claims(found)
+    assert len(claims) == 6
+    assert verdict_on(claims, "0.05, alpha_1 1e-5, meta-rate 1e-4: MetaL's penalised return is above") == CONTRADICTED
+    assert (
+        verdict_on(claims, "0.3, alpha_1 1e-5, meta-rate 1e-4: MetaL's penalised return is comparable") == CONTRADICTED
+    )
+    assert verdict_on(claims, "lambda settles") == REPRODUCED
+    assert metal.slow_claims({}) == []
 
 
 def test_learning_curves(tmp_path):

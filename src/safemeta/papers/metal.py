@@ -1,11 +1,11 @@
-"""MetaL (Calian, Mankowitz et al., ICLR 2021): Table 1, Figures 1 to 4.
+"""MetaL (Calian, Mankowitz et al., ICLR 2021): Table 1, Figures 1 to 4, and one that the paper has not.
 
 D4PG with no, fixed (RS-D4PG), learned (RC-D4PG) and meta-learned (MetaL) multipliers on the four tasks of the
 Real-World RL suite at safety coefficients from 0.05 (said to be unsolvable) to 0.3 (solvable), and MetaL with other
 outer losses. R and J_C are means over the last 100 training episodes; R_penalised = R - 1000 max(0, J_C - beta).
 
 In the paper: eight seeds, 20,000 episodes, several thresholds of each task. They are in an appendix that is lost, as
-are all settings; here each task has one threshold.
+are all settings; here each task has one threshold. Figure "slow" repeats Figure 4 at a lower rate of the multiplier.
 """
 
 from functools import partial
@@ -38,6 +38,14 @@ MAIN = ("metal", "mesh-like", "rc-d4pg", "d4pg", *SHAPED)
 ENOUGH = 800.0  # of 1000: a return at which a task counts as solved
 INTERVALS = "Means over seeds with Student's 95 % intervals."
 RATE_COLOURS = (PALETTE[4], PALETTE[0], PALETTE[3])  # of META_RATES
+RC_LOOKS = {"rc-d4pg": ("rc-d4pg", PALETTE[1])}
+SLOW_RATES = "alpha_1 1e-5, meta-rate 1e-4"
+SLOW_LOOKS = {
+    "metal": ("metal", PALETTE[0]),
+    "metal slow": (f"metal, {SLOW_RATES}", PALETTE[4]),
+    "rc-d4pg": ("rc-d4pg", PALETTE[1]),
+    "rc-d4pg slow": ("rc-d4pg, alpha_1 1e-5", PALETTE[3]),
+}
 
 Groups = dict[tuple[str, float, str], RobotGroup]  # task, coefficient, method
 
@@ -77,10 +85,21 @@ def summarise(out: Path, *, needed: tuple[RobotTrial | Bundle, ...], request: Re
         title = f"MetaL, Figure 3: coefficient {SOLVABLE:g} on each task"
         pictures.append(metal_figures.draw_bars(out / "figure-3.png", title, easiest, MAIN))
     if "4" in request.figures:
-        add = behaviour(out / "figure-4.png", found, SIZES[request.budget].rates)
-        tables.append(add[0])
-        pictures.append(add[1])
-        claims += add[2]
+        names = {of_rate(rate): f"meta-rate {rate:g}" for rate in SIZES[request.budget].rates}
+        looks = {of_rate(r): (f"metal, meta-rate {r:g}", c) for r, c in zip(META_RATES, RATE_COLOURS, strict=True)}
+        table, picture = behaviour(out, "4", "how the multiplier's rate behaves", found, looks | RC_LOOKS)
+        tables.append(table)
+        pictures.append(picture)
+        claims += [
+            claim
+            for method, rates in names.items()
+            for claim in metal_claims.behaviour(rates, on_cartpole(found, method))
+        ]
+    if "slow" in request.figures:
+        table, picture = behaviour(out, "slow", "a multiplier that rises ten times slower", found, SLOW_LOOKS)
+        tables.append(table)
+        pictures.append(picture)
+        claims += slow_claims(found)
     return Summary(tuple(tables), tuple(pictures), tuple(claims))
 
 
@@ -166,13 +185,20 @@ def learning(found: Groups) -> Table:
     return Table("learning", "D4PG without constraints", columns, tuple(rows), note)
 
 
-def behaviour(path: Path, found: Groups, rates: tuple[float, ...]) -> tuple[Table, Path, list[Claim]]:
-    """Figure 4: the multiplier and its rate over training on cartpole, for every meta-rate."""
-    looks = {
-        of_rate(rate): (f"metal, meta-rate {rate:g}", colour)
-        for rate, colour in zip(META_RATES, RATE_COLOURS, strict=True)
-    }
-    looks |= {"rc-d4pg": ("rc-d4pg", PALETTE[1])}
+def on_cartpole(found: Groups, method: str) -> dict[float, RobotGroup]:
+    """A method's runs on cartpole, solvable and not, as far as there are any."""
+    return {k: found[CARTPOLE, k, method] for k in (SOLVABLE, UNSOLVABLE) if (CARTPOLE, k, method) in found}
+
+
+def slow_claims(found: Groups) -> list[Claim]:
+    """The claims of Figure 4, and MetaL beside RC-D4PG, where multipliers rise slowly."""
+    metal, rc = (on_cartpole(found, f"{name} slow") for name in ("metal", "rc-d4pg"))
+    shared = {k: {"metal": metal[k].reached, "rc-d4pg": rc[k].reached} for k in metal if k in rc}
+    return metal_claims.behaviour(SLOW_RATES, metal) + metal_claims.beside_rc(SLOW_RATES, shared)
+
+
+def behaviour(out: Path, name: str, words: str, found: Groups, looks: dict[str, tuple[str, str]]) -> tuple[Table, Path]:
+    """The multiplier and its rate over training on cartpole, of the methods in `looks` (label, colour)."""
     columns: dict[str, dict[str, RobotGroup]] = {}
     rows: list[tuple[Cell, ...]] = []
     for coefficient, word in ((SOLVABLE, "solvable"), (UNSOLVABLE, "unsolvable")):
@@ -183,28 +209,17 @@ def behaviour(path: Path, found: Groups, rates: tuple[float, ...]) -> tuple[Tabl
             log_rate = group.table("log_rate") if learned else None
             size = float(np.abs(group.table("meta_gradient")).mean()) if learned else None
             rows.append((
-                coefficient, method, len(group.seeds),
+                coefficient, looks[method][0], len(group.seeds),
                 None if log_rate is None else over_seeds(log_rate.max(0)),
                 None if log_rate is None else over_seeds(log_rate[-1]),
                 over_seeds(group.table("multiplier")[-1]), over_seeds(group.reached.costs),
                 over_seeds(group.reached.returns), over_seeds(group.reached.penalised), size,
             ))  # fmt: skip
-    claims = [
-        claim
-        for rate in rates
-        for claim in metal_claims.behaviour(
-            rate,
-            {
-                k: found[CARTPOLE, k, of_rate(rate)]
-                for k in (SOLVABLE, UNSOLVABLE)
-                if (CARTPOLE, k, of_rate(rate)) in found
-            },
-        )
-    ]
     titles = (
         "coefficient", "method", "seeds", "largest alpha", "last alpha", "last multiplier", "J_C", "return",
         "penalised return", "mean size of the meta-gradient",
     )  # fmt: skip
     note = f"{INTERVALS} alpha: alpha_lambda, which starts at 0. The meta-gradient's: of means over an iteration."
-    table = Table("figure-4", "Figure 4: how the multiplier's rate behaves", titles, tuple(rows), note)
-    return table, metal_figures.draw_behaviour(path, columns, looks), claims
+    table = Table(f"figure-{name}", f"Figure {name}: {words}", titles, tuple(rows), note)
+    picture = metal_figures.draw_behaviour(out / f"figure-{name}.png", f"Figure {name}: {words}", columns, looks)
+    return table, picture

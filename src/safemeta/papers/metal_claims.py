@@ -201,6 +201,22 @@ def drastic(where: str, shaped: Mapping[str, NDArray]) -> Claim:
     )
 
 
+def beside_rc(rates: str, places: Places) -> list[Claim]:
+    """MetaL and RC-D4PG at other rates, "metal" and "rc-d4pg" in `places`: better where unsolvable, else as good."""
+    claims = []
+    for coefficient, how, words in (
+        (UNSOLVABLE, _higher, "above"),
+        (SOLVABLE, _comparable, "comparable to"),
+    ):
+        methods = places.get(coefficient, {})
+        if {"metal", "rc-d4pg"} <= methods.keys():
+            claim = (
+                f"cartpole, coefficient {coefficient:g}, {rates}: MetaL's penalised return is {words} that of RC-D4PG"
+            )
+            claims.append(how(claim, methods["metal"].penalised, methods["rc-d4pg"].penalised, SAID_OF_RC[coefficient]))
+    return claims
+
+
 def outer_losses(label: str, places: Places) -> list[Claim]:
     """Figure 1, left."""
     ablated = {k: methods for k, methods in places.items() if all(name in methods for name in OUTER_LOSSES)}
@@ -222,15 +238,15 @@ def outer_losses(label: str, places: Places) -> list[Claim]:
     ]
 
 
-def behaviour(rate: float, groups: Mapping[float, RobotGroup]) -> list[Claim]:
-    """What is said of Figure 4, for one meta-rate; `groups` by coefficient."""
+def behaviour(rates: str, groups: Mapping[float, RobotGroup]) -> list[Claim]:
+    """What is said of Figure 4, of MetaL at these rates; `groups` by coefficient."""
     claims = []
     if UNSOLVABLE in groups:
-        group, where = groups[UNSOLVABLE], f"Figure 4, coefficient {UNSOLVABLE:g}, meta-rate {rate:g}"
+        group, where = groups[UNSOLVABLE], f"Figure 4, coefficient {UNSOLVABLE:g}, {rates}"
         log_rate, multiplier = group.table("log_rate"), group.table("multiplier")
         claims += [vanishing(where, log_rate), settling(where, multiplier)]
     if SOLVABLE in groups:
-        group, where = groups[SOLVABLE], f"Figure 4, coefficient {SOLVABLE:g}, meta-rate {rate:g}"
+        group, where = groups[SOLVABLE], f"Figure 4, coefficient {SOLVABLE:g}, {rates}"
         claims += rise_and_fall(where, group.table("log_rate"), group.table("cost"), group.threshold)
     return claims
 
@@ -308,6 +324,7 @@ def _against(ours: NDArray, theirs: NDArray, found: Interval) -> str:
     )
 
 
+SAID_OF_RC = {UNSOLVABLE: "Figure 1, without numbers", SOLVABLE: "Figure 3, without numbers"}
 _ABOVE = {
     "d4pg": ("MetaL's penalised return is above that of d4pg", _higher, 1),
     "rc-d4pg": ("MetaL's penalised return is above that of rc-d4pg", _higher, 1),

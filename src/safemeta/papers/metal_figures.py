@@ -63,11 +63,11 @@ def _share_scale(axes: Sequence[Any]) -> None:
 
 
 def draw_behaviour(
-    path: Path, columns: Mapping[str, Mapping[str, RobotGroup]], looks: Mapping[str, tuple[str, str]]
+    path: Path, title: str, columns: Mapping[str, Mapping[str, RobotGroup]], looks: Mapping[str, tuple[str, str]]
 ) -> Path:
     """Rows are quantities, columns coefficients; a line for each method in `looks` (label, colour)."""
     subtitle = "exploring policies in training; mean over seeds and 95 % interval"
-    with drawing.grid("MetaL, Figure 4: cartpole", subtitle, list(QUANTITIES.values()), list(columns)) as (
+    with drawing.grid(f"MetaL on cartpole, {title}", subtitle, list(QUANTITIES.values()), list(columns)) as (
         figure,
         axes,
     ):

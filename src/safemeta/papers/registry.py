@@ -95,6 +95,7 @@ PAPERS: dict[str, Paper] = {
                 "2": "the same beside fixed multipliers",
                 "3": "all methods on each task at coefficient 0.3",
                 "4": "the multiplier and its rate over training, where the task is solvable and where it is not",
+                "slow": "Figure 4 beside a multiplier that rises ten times slower (not in the paper)",
                 "table-1": "penalised return, return and overshoot over all coefficients",
             },
             seeds={"smoke": 1, "laptop": 4, "paper": 8},
