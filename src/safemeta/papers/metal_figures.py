@@ -21,6 +21,10 @@ QUANTITIES = {  # metric -> label
     "cost": r"$J_C$",
     "return": "return",
 }
+SCALES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "effective_rate": ("log", {}),
+    "multiplier": ("symlog", {"linthresh": 0.1}),
+}
 LEARNING = {"return": "return", "cost": r"$J_C$"}
 
 
@@ -76,7 +80,11 @@ def draw_behaviour(
                 for method, (label, colour) in looks.items():
                     if method in groups:
                         drawing.draw(axis, curve(groups[method], name), label, colour)
-                axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+                if name in SCALES:
+                    kind, options = SCALES[name]
+                    axis.set_yscale(kind, **options)
+                else:
+                    axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
                 limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
                 drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
                 axis.xaxis.set_major_formatter(figures.millions())
