@@ -46,7 +46,7 @@ class Display:
     `at_once`: how many jobs are worked on side by side.
     """
 
-    def __init__(self, jobs: Mapping[str, float], done: set[str], at_once: int = 1, pause: float = 10.0):
+    def __init__(self, jobs: Mapping[str, float], done: set[str], pause: float = 10.0, at_once: int = 1):
         self._seconds, self._at_once = dict(jobs), max(1, min(at_once, len(jobs) - len(done)))
         self._shares = {name: float(name in done) for name in jobs}
         self._start, self._began = self._sum(), time.monotonic()
@@ -103,7 +103,7 @@ class Bar(Display):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        super().__init__(jobs, done, at_once, pause=0.2)
+        super().__init__(jobs, done, 0.2, at_once)
         self._console = Console(stderr=True, highlight=False)
         columns = [TextColumn("{task.fields[count]}"), BarColumn(bar_width=20), TextColumn("{task.description}")]
         self._progress = Progress(*columns, console=self._console)
@@ -124,5 +124,5 @@ class Bar(Display):
 def choose(quiet: bool, jobs: Mapping[str, float], done: set[str], at_once: int = 1) -> Display:
     """The display that suits the stream and the wish."""
     if quiet:
-        return Silent(jobs, done, at_once)
-    return Bar(jobs, done, at_once) if sys.stderr.isatty() else Display(jobs, done, at_once)
+        return Silent(jobs, done, at_once=at_once)
+    return Bar(jobs, done, at_once) if sys.stderr.isatty() else Display(jobs, done, at_once=at_once)

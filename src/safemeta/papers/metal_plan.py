@@ -82,8 +82,7 @@ class Size:
     learned: Mapping[str, Any] = field(default_factory=dict)  # options of whatever learns multipliers
 
 
-# In a pilot on seed 100 D4PG walked at 880 to 975 of 1000 from iteration 45 on; of other seeds and methods that is not
-# established.
+# In a pilot on seed 100 D4PG walked at 880 to 975 of 1000 from iteration 45 on; of seeds 0 to 3, two do.
 WALKER_ITERATIONS = 60
 ALL = (*METHODS, *SLOW_METHODS)
 TINY = {"hidden": (16, 16), "critic_hidden": (16, 16), "batch": 32, "warm_up": 200, "capacity": 2000}
@@ -101,8 +100,8 @@ SIZES = {
     ),
     "laptop": Size(
         {
-            CARTPOLE: Robot(60, COEFFICIENTS, ALL, 0.8),
-            WALKER: Robot(WALKER_ITERATIONS, (UNSOLVABLE, SOLVABLE), COMPARED, 3.0),
+            CARTPOLE: Robot(60, COEFFICIENTS, ALL, 0.85),
+            WALKER: Robot(WALKER_ITERATIONS, (UNSOLVABLE, SOLVABLE), COMPARED, 1.4),
         }
     ),
     "paper": Size(
@@ -111,7 +110,7 @@ SIZES = {
         learned={"multiplier_rate": 1e-4},  # for some 2,500,000 gradient steps
     ),
 }
-SHARES = {"metal": 1.25, "mesh-like": 1.6}  # seconds of an iteration relative to d4pg's
+SHARES = {"metal": 1.2, "mesh-like": 1.4}  # seconds of an iteration relative to d4pg's
 
 
 def jobs(request: Request) -> list[Bundle | RobotTrial]:
