@@ -276,11 +276,12 @@ def test_the_last_line_of_a_file_that_is_written_to(tmp_path):
 
 # With Ray
 
-TINY = """
+ITERATIONS = 1500  # of 3 ms: what stops a sweep must reach it long before its end, also where the machine is busy
+TINY = f"""
 algorithms = ["trpo"]
 tasks = ["point-mass"]
 seeds = 2
-iterations = 300
+iterations = {ITERATIONS}
 checkpoint-every = 20
 horizon = 20
 [options]
@@ -358,7 +359,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(swept):
     assert str(stopped) == (
         f"Stopped; what is done is kept. Go on with: safemeta sweep {file} --out {swept.out} --workers 1"
     )
-    assert 30 <= reached["trpo-point-mass-s0"] < 300
+    assert 30 <= reached["trpo-point-mass-s0"] < ITERATIONS
 
 
 def test_a_killed_worker_costs_nothing_that_was_saved(swept, tmp_path):
@@ -369,13 +370,13 @@ def test_a_killed_worker_costs_nothing_that_was_saved(swept, tmp_path):
         note.startswith("trpo-point-mass-s1: its worker died; it goes on from iteration ") for note in swept.notes
     )
     assert outcome.failed == {}
-    assert [(row.state, row.iteration) for row in outcome.rows] == [("done", 300)] * 2
+    assert [(row.state, row.iteration) for row in outcome.rows] == [("done", ITERATIONS)] * 2
     for name in ("trpo-point-mass-s0", "trpo-point-mass-s1"):
         folder = swept.out / name
         train(config=folder / "config.json", out=tmp_path / name)
         kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert len(kept) == 2
-        assert kept[-1] == "iteration-00000300.safetensors"
+        assert kept[-1] == f"iteration-{ITERATIONS:08}.safetensors"
         # The older one may be where an interrupted run stopped, which the unbroken run passed without saving.
         names = [f"checkpoints/{each}" for each in kept if int(each.split("-")[1].split(".")[0]) % 20 == 0]
         for file in ("metrics.jsonl", "config.json", *names):
@@ -390,7 +391,7 @@ def test_what_is_done_is_not_done_again_and_a_changed_file_is_refused(swept, mon
     assert (summary["folder"], summary["failed"], len(summary["runs"])) == (str(swept.out), {}, 2)
     other = swept.folder / "other.toml"
     for old, new, words in (
-        ("iterations = 300", "iterations = 200", "was begun with iterations 300, not 200"),
+        (f"iterations = {ITERATIONS}", "iterations = 200", f"was begun with iterations {ITERATIONS}, not 200"),
         ("hidden = [4]", "hidden = [5]", "was begun with hidden (4,), not (5,)"),
         ("seeds = 2", "seeds = [1, 2]", "holds the run 'trpo-point-mass-s0', which is none of this sweep's"),
     ):
@@ -409,7 +410,7 @@ def test_plot_and_report_take_the_sweeps_folder(swept):
     assert plot(swept.out) == swept.out / "plots" / "training.png"
     page = report(swept.out)
     assert page == swept.out / "report.html"
-    assert page.read_text().count("300 of 300") == 2
+    assert page.read_text().count(f"{ITERATIONS} of {ITERATIONS}") == 2
 
 
 def test_what_does_not_fit_is_refused_before_anything_begins(ray, capsys):
