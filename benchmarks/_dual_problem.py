@@ -1,5 +1,7 @@
 """Problem (1) of the dual-method paper on finite CMDPs without the closed form: weak duality, SLSQP, Clarabel."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -43,61 +45,67 @@ def duality(
     return float(bound - gain), float((room - used).min())
 
 
-def beside_clarabel(
-    cmdps: TabularCMDP, limits: Any, penalties: Penalties, found: ExactAdaptation, discount: float, count: int
-) -> tuple[list[float], list[float]]:
-    """Problem (1) given to Clarabel as a cone program: per problem the differences of value and policy."""
-    import cvxpy as cp
+Solve = Callable[["Problem"], tuple[float, NDArray]]
 
+
+@dataclass(frozen=True)
+class Problem:
+    """Max gain . p - objective kl(p) such that used p + charged kl(p) <= room; kl(p) weighs states, from `old`."""
+
+    weight: NDArray  # [states]
+    old: NDArray  # [states, actions], like p
+    gain: NDArray  # [states, actions]
+    used: NDArray  # [costs, states, actions]
+    room: NDArray  # [costs]
+    objective: float
+    charged: NDArray  # [costs]
+
+
+def beside(
+    solve: Solve,
+    cmdps: TabularCMDP,
+    limits: Any,
+    penalties: Penalties,
+    found: ExactAdaptation,
+    discount: float,
+    count: int,
+) -> tuple[list[float], list[float]]:
+    """The first adaptation of the first so many CMDPs given to a solver: differences of value and of probabilities."""
     values, policies = [], []
     for index in range(count):
         cmdp, limit, charge, ours = jax.tree.map(lambda leaf, i=index: leaf[i], (cmdps, limits, penalties, found))
         performance, advantage, weight, old = problem_of(cmdp, ours.log_prob[0], discount)
-        policy = cp.Variable(old.shape, nonneg=True)
-        kl = cp.sum(cp.multiply(weight[:, None], cp.rel_entr(policy, old)))
-        average = [cp.sum(cp.multiply(weight[:, None] * advantage[..., i], policy)) for i in range(advantage.shape[-1])]
-        within: list[Any] = [cp.sum(policy, axis=1) == 1]
-        for i, charged in enumerate(np.asarray(charge.costs)):
-            within.append(average[1 + i] / (1 - discount) + charged * kl <= float(limit[i]) - performance[1 + i])
-        problem = cp.Problem(cp.Maximize(average[0] - float(charge.objective) * kl), within)
-        problem.solve(solver=cp.CLARABEL)
-        values.append(abs(float(np.asarray(problem.value)) - float(ours.steps.gain[0])))
-        policies.append(float(np.abs(policy.value - np.exp(np.asarray(ours.log_prob[1]))).max()))
-    return values, policies
-
-
-def beside_slsqp(
-    cmdps: TabularCMDP, limits: Any, penalties: Penalties, found: ExactAdaptation, discount: float, count: int
-) -> tuple[list[float], list[float]]:
-    """Problem (1) given to SciPy's SLSQP: per problem the differences of value and policy."""
-    values, policies = [], []
-    for index in range(count):
-        cmdp, limit, charge, ours = jax.tree.map(lambda leaf, i=index: leaf[i], (cmdps, limits, penalties, found))
-        performance, advantage, weight, old = problem_of(cmdp, ours.log_prob[0], discount)
-        slope = (weight[:, None, None] * advantage).reshape(old.size, -1)
-        room = np.asarray(limit) - performance[1:]
-        value, new = _by_slsqp(
-            weight,
-            old,
-            slope[:, 0],
-            slope[:, 1:].T / (1 - discount),
-            room,
-            float(charge.objective),
-            np.asarray(charge.costs),
+        slope = np.moveaxis(weight[:, None, None] * advantage, -1, 0)
+        room, charged = np.asarray(limit) - performance[1:], np.asarray(charge.costs)
+        value, new = solve(
+            Problem(weight, old, slope[0], slope[1:] / (1 - discount), room, float(charge.objective), charged)
         )
         values.append(abs(value - float(ours.steps.gain[0])))
         policies.append(float(np.abs(new - np.exp(np.asarray(ours.log_prob[1]))).max()))
     return values, policies
 
 
-def _by_slsqp(
-    weight: NDArray, old: NDArray, gain: NDArray, used: NDArray, room: NDArray, objective: float, charged: NDArray
-) -> tuple[float, NDArray]:
-    """Maximise gain . p - objective kl(p) such that used p + charged kl(p) <= room; its value, and p.
+def by_clarabel(problem: Problem) -> tuple[float, NDArray]:
+    """As a cone program: value and policy."""
+    import cvxpy as cp
 
-    In `d = (p - old) / step`, with a step of the solution's size, all terms are of order 1 although divergences are as
-    small as 1e-8.
+    policy = cp.Variable(problem.old.shape, nonneg=True)
+    kl = cp.sum(cp.multiply(problem.weight[:, None], cp.rel_entr(policy, problem.old)))
+    within: list[Any] = [cp.sum(policy, axis=1) == 1]
+    for used, charged, room in zip(problem.used, problem.charged, problem.room, strict=True):
+        within.append(cp.sum(cp.multiply(used, policy)) + charged * kl <= room)
+    program = cp.Problem(cp.Maximize(cp.sum(cp.multiply(problem.gain, policy)) - problem.objective * kl), within)
+    program.solve(solver=cp.CLARABEL)
+    return float(np.asarray(program.value)), np.asarray(policy.value)
+
+
+def by_slsqp(problem: Problem) -> tuple[float, NDArray]:
+    """By sequential quadratic programs in `d = (p - old) / step`: value and policy.
+
+    With a step of the solution's size all terms are of order 1, although divergences are as small as 1e-8.
     """
+    weight, old, objective, charged = problem.weight, problem.old, problem.objective, problem.charged
+    gain, used = problem.gain.ravel(), problem.used.reshape(len(charged), -1)
     step = min(1.0, float(np.abs(gain).max() / weight.max()) / objective)
     sums = np.kron(np.eye(old.shape[0]), np.ones(old.shape[1]))
 
@@ -120,7 +128,7 @@ def _by_slsqp(
             {"type": "eq", "fun": lambda d: sums @ d, "jac": lambda d: sums},
             {
                 "type": "ineq",
-                "fun": lambda d: room / step - used @ d - charged * kl(d),
+                "fun": lambda d: problem.room / step - used @ d - charged * kl(d),
                 "jac": lambda d: -used - np.outer(charged, kl_slope(d)),
             },
         ],

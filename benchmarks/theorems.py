@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _dual_problem import beside_clarabel, beside_slsqp, duality
+from _dual_problem import beside, by_clarabel, by_slsqp, duality
 from _near_optimality import bandit_families, rare_task, tabular_families
 from _table import Row, print_json
 from jaxtyping import Array, Float
@@ -41,6 +41,7 @@ from safemeta.tasks.tabular_families import random_cmdp
 
 SIZES = ((2, 2, 1), (3, 2, 1), (3, 2, 2), (3, 3, 2), (4, 3, 2), (5, 2, 3))  # states, actions, costs
 DISCOUNTS = (0.3, 0.6, 0.9)
+SOLVERS = {"SLSQP": by_slsqp, "Clarabel": by_clarabel}
 STEPS = 20
 # Quantities are of the order of 1 / (1 - discount) <= 10; the dual is solved to 7e-11 of its terms.
 TOLERANCE = 1e-9
@@ -185,7 +186,7 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
     """All rows."""
     start = time.perf_counter()
     promise, optimality, weaker = Promise(), Optimality(), {0.1: Promise(), 0.01: Promise(), 0.001: Promise()}
-    beside: dict[str, tuple[list[float], list[float]]] = {"SLSQP": ([], []), "Clarabel": ([], [])}
+    compared: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in SOLVERS}
     for number, size in enumerate(SIZES):
         for place, discount in enumerate(DISCOUNTS):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), place)
@@ -193,11 +194,10 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
             cmdps, limits, penalties, found = jax.tree.map(np.asarray, drawn)
             promise.add(limits, found, discount)
             optimality.add((cmdps, limits, penalties, found), discount)
-            for name, solve in (("SLSQP", beside_slsqp), ("Clarabel", beside_clarabel)) if solver else ():
-                for total, differences in zip(
-                    beside[name], solve(cmdps, limits, penalties, found, discount, solver), strict=True
-                ):
-                    total += differences
+            for name, solve in SOLVERS.items() if solver else ():
+                differences = beside(solve, cmdps, limits, penalties, found, discount, solver)
+                for total, more in zip(compared[name], differences, strict=True):
+                    total += more
             for share, total in weaker.items():
                 few = min(count, 200)
                 _, limits, _, moved = repeated(key, size, few, STEPS, jnp.asarray(discount), jnp.asarray(share))
@@ -218,7 +218,7 @@ def checks(count: int, solver: int, families: int, seed: int) -> list[Row]:
         Row("Prop. 1, 2: largest duality gap", optimality.gap, "return", "tolerance", TOLERANCE),
         Row("Prop. 1, 2: largest excess over a constraint", optimality.overdrawn, "cost", "tolerance", TOLERANCE),
     ]
-    for name, (values, policies) in beside.items() if solver else ():
+    for name, (values, policies) in compared.items() if solver else ():
         peer = (f"{name}, problems", len(values))
         table.append(Row(f"Prop. 1: largest difference of value from {name}'s", max(values), "return", *peer))
         table.append(Row(f"Prop. 1: ... of a probability from {name}'s", max(policies), "probability", *peer))

@@ -128,7 +128,7 @@ def test_every_first_adaptation_is_optimal_by_weak_duality(drawn):
 def test_the_closed_form_is_slsqps_solution(drawn):
     active = 0
     for discount in theorems.DISCOUNTS:
-        values, policies = theorems.beside_slsqp(*drawn[discount, 1.0], discount, 6)
+        values, policies = theorems.beside(theorems.by_slsqp, *drawn[discount, 1.0], discount, 6)
         assert max(values) < 1e-9
         assert max(policies) < 1e-7
         active += int((drawn[discount, 1.0][3].steps.multipliers[:6, 0] > 0).any(1).sum())
@@ -139,7 +139,7 @@ def test_the_closed_form_is_clarabels_solution(drawn):
     """As far as a cone solver can tell: at a discount of 0.9 divergences are near 1e-8, too small for its precision."""
     pytest.importorskip("cvxpy")
     for discount in (0.3, 0.6):
-        values, policies = theorems.beside_clarabel(*drawn[discount, 1.0], discount, 6)
+        values, policies = theorems.beside(theorems.by_clarabel, *drawn[discount, 1.0], discount, 6)
         assert max(values) < 1e-6
         assert max(policies) < 1e-4
 

@@ -14,16 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from safemeta.experiment.figures import PALETTE
+from safemeta.experiment.files import write_atomically
 from safemeta.papers import metal_claims, metal_figures
 from safemeta.papers.claims import Claim
 from safemeta.papers.metal_claims import TABLE_1, Places, averaged, over_seeds
 from safemeta.papers.metal_plan import (
     CARTPOLE,
+    COMPARED,
     META_RATES,
     METHODS,
     OUTER_LOSSES,
     SHAPED,
     SIZES,
+    SLOW_META_RATE,
+    SLOW_RATE,
     SOLVABLE,
     TASKS,
     UNSOLVABLE,
@@ -39,12 +43,12 @@ ENOUGH = 800.0  # of 1000: a return at which a task counts as solved
 INTERVALS = "Means over seeds with Student's 95 % intervals."
 RATE_COLOURS = (PALETTE[4], PALETTE[0], PALETTE[3])  # of META_RATES
 RC_LOOKS = {"rc-d4pg": ("rc-d4pg", PALETTE[1])}
-SLOW_RATES = "alpha_1 1e-5, meta-rate 1e-4"
+SLOW_RATES = f"alpha_1 {SLOW_RATE:g}, meta-rate {SLOW_META_RATE:g}"
 SLOW_LOOKS = {
     "metal": ("metal", PALETTE[0]),
     "metal slow": (f"metal, {SLOW_RATES}", PALETTE[4]),
     "rc-d4pg": ("rc-d4pg", PALETTE[1]),
-    "rc-d4pg slow": ("rc-d4pg, alpha_1 1e-5", PALETTE[3]),
+    "rc-d4pg slow": (f"rc-d4pg, alpha_1 {SLOW_RATE:g}", PALETTE[3]),
 }
 
 Groups = dict[tuple[str, float, str], RobotGroup]  # task, coefficient, method
@@ -64,8 +68,10 @@ def summarise(out: Path, *, needed: tuple[RobotTrial | Bundle, ...], request: Re
     labels = {task: task.removeprefix("realworld-") for task in places}
     if {"table-1", "1", "2", "3"} & {*request.figures}:
         tables += [ends(found), learning(found)]
-        if places:
-            pictures.append(metal_figures.draw_learning(out / "learning-curves.png", found, labels))
+        columns = learning_curves(found)
+        if columns:
+            pictures.append(metal_figures.draw_learning(out / "learning-curves.png", columns))
+            write_curves(out / "learning-curves.csv", columns)
     if "table-1" in request.figures:
         tables.append(table_1(places))
         for judge in (metal_claims.table_1, metal_claims.stand_in):
@@ -163,6 +169,30 @@ def ends(found: Groups) -> Table:
     return Table("ends", "Figures 1 to 3: all methods", columns, tuple(rows), note)
 
 
+def learning_curves(found: Groups) -> dict[str, dict[str, RobotGroup]]:
+    """Task and coefficient -> the methods whose learning curves are shown."""
+    columns: dict[str, dict[str, RobotGroup]] = {}
+    for task in TASKS:
+        for k in (UNSOLVABLE, SOLVABLE):
+            groups = {method: found[task, k, method] for method in COMPARED if (task, k, method) in found}
+            if groups:
+                columns[f"{task.removeprefix('realworld-')}, coefficient {k:g}"] = groups
+    return columns
+
+
+def write_curves(path: Path, columns: dict[str, dict[str, RobotGroup]]) -> None:
+    """The learning curves seed by seed, as a table."""
+    lines = ["task,coefficient,method,seed,environment_steps,return,cost"]
+    for group in (group for groups in columns.values() for group in groups.values()):
+        lines += [
+            f"{group.task},{group.coefficient:g},{group.method},{seed},{line['environment_steps']},"
+            f"{line['return']:.1f},{line['cost']:.4f}"
+            for seed, each in zip(group.seeds, group.metrics, strict=True)
+            for line in each
+        ]
+    write_atomically(path, "\n".join([*lines, ""]).encode())
+
+
 def learning(found: Groups) -> Table:
     """How soon D4PG, which heeds no cost, solves the tasks."""
     rows: list[tuple[Cell, ...]] = []
@@ -194,7 +224,7 @@ def slow_claims(found: Groups) -> list[Claim]:
     """The claims of Figure 4, and MetaL beside RC-D4PG, where multipliers rise slowly."""
     metal, rc = (on_cartpole(found, f"{name} slow") for name in ("metal", "rc-d4pg"))
     shared = {k: {"metal": metal[k].reached, "rc-d4pg": rc[k].reached} for k in metal if k in rc}
-    return metal_claims.behaviour(SLOW_RATES, metal) + metal_claims.beside_rc(SLOW_RATES, shared)
+    return metal_claims.behaviour(SLOW_RATES, metal) + metal_claims.per_coefficient(f"cartpole, {SLOW_RATES}", shared)
 
 
 def behaviour(out: Path, name: str, words: str, found: Groups, looks: dict[str, tuple[str, str]]) -> tuple[Table, Path]:

@@ -201,22 +201,6 @@ def drastic(where: str, shaped: Mapping[str, NDArray]) -> Claim:
     )
 
 
-def beside_rc(rates: str, places: Places) -> list[Claim]:
-    """MetaL and RC-D4PG at other rates, "metal" and "rc-d4pg" in `places`: better where unsolvable, else as good."""
-    claims = []
-    for coefficient, how, words in (
-        (UNSOLVABLE, _higher, "above"),
-        (SOLVABLE, _comparable, "comparable to"),
-    ):
-        methods = places.get(coefficient, {})
-        if {"metal", "rc-d4pg"} <= methods.keys():
-            claim = (
-                f"cartpole, coefficient {coefficient:g}, {rates}: MetaL's penalised return is {words} that of RC-D4PG"
-            )
-            claims.append(how(claim, methods["metal"].penalised, methods["rc-d4pg"].penalised, SAID_OF_RC[coefficient]))
-    return claims
-
-
 def outer_losses(label: str, places: Places) -> list[Claim]:
     """Figure 1, left."""
     ablated = {k: methods for k, methods in places.items() if all(name in methods for name in OUTER_LOSSES)}
@@ -324,7 +308,6 @@ def _against(ours: NDArray, theirs: NDArray, found: Interval) -> str:
     )
 
 
-SAID_OF_RC = {UNSOLVABLE: "Figure 1, without numbers", SOLVABLE: "Figure 3, without numbers"}
 _ABOVE = {
     "d4pg": ("MetaL's penalised return is above that of d4pg", _higher, 1),
     "rc-d4pg": ("MetaL's penalised return is above that of rc-d4pg", _higher, 1),

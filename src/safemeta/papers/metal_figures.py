@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from safemeta.experiment import figures
-from safemeta.experiment.files import write_atomically
 from safemeta.experiment.statistics import bootstrap_columns
 from safemeta.papers import drawing
 from safemeta.papers.groups import Curve
 from safemeta.papers.metal_claims import Methods, over_seeds
-from safemeta.papers.metal_plan import COLOURS, COMPARED, SOLVABLE, UNSOLVABLE
+from safemeta.papers.metal_plan import COLOURS, COMPARED
 from safemeta.papers.metal_runs import Reached, RobotGroup
 
+OVER_TRAINING = "exploring policies in training; mean over seeds and 95 % interval"
 BARS = "pale: return R; full: penalised return, R - 1000 max(0, J_C - beta); lines: 95 % intervals over seeds"
 QUANTITIES = {  # metric -> label
     "log_rate": r"$\alpha_\lambda$",
@@ -70,55 +72,42 @@ def draw_behaviour(
     path: Path, title: str, columns: Mapping[str, Mapping[str, RobotGroup]], looks: Mapping[str, tuple[str, str]]
 ) -> Path:
     """Rows are quantities, columns coefficients; a line for each method in `looks` (label, colour)."""
-    subtitle = "exploring policies in training; mean over seeds and 95 % interval"
-    with drawing.grid(f"MetaL on cartpole, {title}", subtitle, list(QUANTITIES.values()), list(columns)) as (
-        figure,
-        axes,
-    ):
+    rows = list(QUANTITIES.values())
+    with drawing.grid(f"MetaL on cartpole, {title}", OVER_TRAINING, rows, list(columns)) as (figure, axes):
         for column, groups in zip(axes.T, columns.values(), strict=True):
-            for axis, name in zip(column, QUANTITIES, strict=True):
-                for method, (label, colour) in looks.items():
-                    if method in groups:
-                        drawing.draw(axis, curve(groups[method], name), label, colour)
-                if name in SCALES:
-                    kind, options = SCALES[name]
-                    axis.set_yscale(kind, **options)
-                else:
-                    axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
-                limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
-                drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
-                axis.xaxis.set_major_formatter(figures.millions())
+            _curves(column, QUANTITIES, groups, looks)
         return drawing.save(figure, axes, path)
 
 
-def draw_learning(path: Path, found: Mapping[tuple[str, float, str], RobotGroup], labels: Mapping[str, str]) -> Path:
-    """Return and violation over training; a column for each task and coefficient. Beside it, `.csv`: seed by seed."""
-    places = [
-        (task, k) for task in labels for k in (UNSOLVABLE, SOLVABLE) if any((task, k, m) in found for m in COMPARED)
-    ]
-    subtitle = "exploring policies in training; mean over seeds and 95 % interval"
-    names = [f"{labels[task]}, coefficient {k:g}" for task, k in places]
-    lines = ["task,coefficient,method,seed,environment_steps,return,cost"]
-    with drawing.grid("MetaL and baselines: learning curves", subtitle, list(LEARNING.values()), names) as (
-        figure,
-        axes,
-    ):
-        for column, (task, k) in zip(axes.T, places, strict=True):
-            groups = {method: found[task, k, method] for method in COMPARED if (task, k, method) in found}
-            for axis, name in zip(column, LEARNING, strict=True):
-                for method, group in groups.items():
-                    drawing.draw(axis, curve(group, name), method, COLOURS[method])
-                limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
-                drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
-                axis.xaxis.set_major_formatter(figures.millions())
-            lines += [
-                f"{task},{k:g},{method},{seed},{line['environment_steps']},{line['return']:.1f},{line['cost']:.4f}"
-                for method, group in groups.items()
-                for seed, each in zip(group.seeds, group.metrics, strict=True)
-                for line in each
-            ]
-        write_atomically(path.with_suffix(".csv"), "\n".join([*lines, ""]).encode())
+def draw_learning(path: Path, columns: Mapping[str, Mapping[str, RobotGroup]]) -> Path:
+    """Return and violation over training; a column for each task and coefficient."""
+    looks = {method: (method, COLOURS[method]) for method in COMPARED}
+    title, rows = "MetaL and baselines: learning curves", list(LEARNING.values())
+    with drawing.grid(title, OVER_TRAINING, rows, list(columns)) as (figure, axes):
+        for column, groups in zip(axes.T, columns.values(), strict=True):
+            _curves(column, LEARNING, groups, looks)
         return drawing.save(figure, axes, path)
+
+
+def _curves(
+    column: np.ndarray,
+    quantities: Mapping[str, str],
+    groups: Mapping[str, RobotGroup],
+    looks: Mapping[str, tuple[str, str]],
+) -> None:
+    """A quantity in each of the axes, the last of which names what is across."""
+    for axis, name in zip(column, quantities, strict=True):
+        for method, (label, colour) in looks.items():
+            if method in groups:
+                drawing.draw(axis, curve(groups[method], name), label, colour)
+        if name in SCALES:
+            kind, options = SCALES[name]
+            axis.set_yscale(kind, **options)
+        else:
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+        limits = [group.threshold for group in groups.values()][:1] if name == "cost" else []
+        drawing.finish(axis, limits, drawing.STEPS if axis is column[-1] else "")
+        axis.xaxis.set_major_formatter(figures.millions())
 
 
 def curve(group: RobotGroup, name: str) -> Curve | None:
