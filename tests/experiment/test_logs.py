@@ -94,3 +94,14 @@ def test_read_stops_at_a_torn_line(tmp_path):
     (tmp_path / "m").write_bytes(lines(1, 2) + b'{"iter')
     assert [line["iteration"] for line in logs.read(tmp_path / "m")] == [1, 2]
     assert logs.read(tmp_path / "none") == []
+
+
+def test_the_last_line_of_a_file_that_is_written_to(tmp_path):
+    path = tmp_path / "lines"
+    assert logs.last(path) == {}
+    path.write_bytes(b'{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    assert logs.last(path) == {"iteration": 2}
+    path.write_bytes(b"x" * 100_000 + b'\n{"iteration": 3}\n')
+    assert logs.last(path) == {"iteration": 3}
+    path.write_bytes(b"x\n")
+    assert logs.last(path) == {}
