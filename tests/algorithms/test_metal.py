@@ -183,6 +183,8 @@ def test_c_the_target_and_its_derivative():
         return support.project(0.25 - multiplier + 0.9 * support.values(probabilities.dtype), probabilities)
 
     at = jnp.asarray(0.1 + RATE * np.exp(0.2) * (0.4 - BETA))
+    shifted = (-1.684809978608, -0.784809978608, 0.115190021392, 1.015190021392, 1.915190021392)
+    close(0.25 - at + 0.9 * support.values(probabilities.dtype), shifted)
     close(target(at), (0.123184619084, 0.212716875813, 0.280219902537, 0.258583506501, 0.125295096065))
     slope = jax.jacfwd(target)(at)
     close(slope, (0.179881460452, 0.018918298341, 0.069551846558, 0.084615570054, -0.352967175404))
