@@ -85,9 +85,12 @@ def test_without_the_common_checkpoint_nobody_is_taken_back(whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("algorithm", "task", "together"),
-    [("d4pg", "realworld-cartpole", True), ("trpo", "point-mass", False), ("d4pg", "realworld-walker", False)],
+    [
+        ("d4pg", "realworld-cartpole", True),
+        ("trpo", "point-mass", False),
+        pytest.param("d4pg", "realworld-walker", False, marks=pytest.mark.dm_control),
+    ],
 )
 def test_who_can_be_trained_together(algorithm, task, together):
-    pytest.importorskip("dm_control")
     settings = resolve({"algorithm": algorithm, "task": task}, 1)
     assert can_be_trained_together(build(settings), make_world(settings.task)) == together

@@ -50,7 +50,7 @@ def test_a_recording_is_the_episode_that_the_world_collects(name):
     assert (found.bodies is None) == (name == "point-circle")
 
 
-@pytest.mark.parametrize("name", ["realworld-cartpole", "realworld-walker"])
+@pytest.mark.parametrize("name", ["realworld-cartpole", pytest.param("realworld-walker", marks=pytest.mark.dm_control)])
 def test_a_film_shows_the_task_itself_behind_delays(name, tmp_path):
     world = safemeta.make(name, horizon=4, options={"observation_delay": 3})
     task, key = world.sample(jax.random.key(1), 1), jax.random.key(0)

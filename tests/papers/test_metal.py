@@ -79,7 +79,9 @@ def test_a_figure_asks_only_for_its_own_runs(figure, coefficients, methods):
     assert ({t.coefficient for t in planned}, {t.method for t in planned}) == (coefficients, methods)
 
 
-@pytest.mark.parametrize("task", metal_plan.TASKS)
+@pytest.mark.parametrize(
+    "task", [CARTPOLE, *(pytest.param(t, marks=pytest.mark.dm_control) for t in metal_plan.TASKS if t != CARTPOLE)]
+)
 def test_a_coefficient_is_the_worlds(task):
     import jax
 

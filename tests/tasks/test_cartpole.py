@@ -116,10 +116,12 @@ def test_reference_episode_of_the_original(x64):
     assert last == pytest.approx(4.8612185122, abs=1e-6)
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize(("tolerance", "at_stops"), [(1e-8, 2e-6), (1e-15, 1e-12)], ids=["default", "converged"])
 def test_dm_control_itself_agrees(x64, tolerance, at_stops):
     # With dm_control's own tolerance MuJoCo's solver ends its search for the stop's force early.
-    suite = pytest.importorskip("dm_control.suite")
+    from dm_control import suite
+
     env = suite.load("cartpole", "swingup", task_kwargs={"random": 3})
     env.physics.model.opt.tolerance = tolerance
     env.physics.model.opt.ls_tolerance = min(0.01, 1e6 * tolerance)

@@ -21,9 +21,11 @@ DOMAINS = {"walker": Walker, "quadruped": Quadruped, "humanoid": Humanoid}
 SIZES = {"walker": (24, 6), "quadruped": (78, 12), "humanoid": (67, 21)}
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_observations_and_rewards_equal_dm_control(domain):
-    suite = pytest.importorskip("dm_control.suite")
+    from dm_control import suite
+
     theirs = suite.load(domain, "walk", task_kwargs={"random": 2})
     robot = DOMAINS[domain]()
     seen, rewards, ours = [theirs.reset().observation], [], []
@@ -58,6 +60,7 @@ def test_observations_and_rewards_equal_dm_control(domain):
     assert not any(result.terminated for result in ours)
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_recordings_are_followed(repository, domain, capsys):
     file = repository / "tests" / "data" / f"rwrl-{domain}-k0.3-s1.npz"
@@ -67,6 +70,7 @@ def test_recordings_are_followed(repository, domain, capsys):
     assert max(outcome["max_error"].values()) < 1e-10
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_deviations_are_measured_and_other_files_refused(repository, domain):
     trace = load(repository / "tests" / "data" / f"rwrl-{domain}-k0.3-s1.npz")
@@ -115,6 +119,7 @@ def shares(robot, reading):
     return {name: [entry[name] for entry in found] for name in found[0]}
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_smaller_coefficient_is_stricter(domain):
     robot = DOMAINS[domain]()
@@ -124,6 +129,7 @@ def test_a_smaller_coefficient_is_stricter(domain):
         assert values[-1] < values[0], name
 
 
+@pytest.mark.dm_control
 def test_walker_joint_angles_hold_for_every_joint_and_the_fault_for_any():
     reading, datas = readings(Walker())
     names = [f"{side}_{joint}" for side in ("right", "left") for joint in ("hip", "knee", "ankle")]
@@ -140,6 +146,7 @@ def test_walker_joint_angles_hold_for_every_joint_and_the_fault_for_any():
     assert checked(Walker(any_joint=True), 0.5, reading)["joint_angle"].mean() > 0.98
 
 
+@pytest.mark.dm_control
 def test_humanoid_joint_velocities_include_the_first_joint_but_for_the_fault():
     reading, datas = readings(Humanoid())
     fastest = {
@@ -154,6 +161,7 @@ def test_humanoid_joint_velocities_include_the_first_joint_but_for_the_fault():
     assert Humanoid(skipped_joint=True).checks(jnp.asarray(0.3), still)["joint_velocity"]
 
 
+@pytest.mark.dm_control
 def test_action_rate_counts_the_motors_controls_from_zero():
     robot = Quadruped(constraints=("action_roc",))
     reading, _ = readings(Quadruped(), rows=1)
@@ -199,6 +207,7 @@ def started(robot, rows, key=0):
     return qpos, touching
 
 
+@pytest.mark.dm_control
 def test_humanoids_start_in_random_poses_in_which_nothing_touches():
     qpos, touching = started(Humanoid(), 300)
     assert not touching.any()
@@ -211,6 +220,7 @@ def test_humanoids_start_in_random_poses_in_which_nothing_touches():
     np.testing.assert_allclose(qpos[:, :3], [[0, 0, 1.5]] * 300)
 
 
+@pytest.mark.dm_control
 def test_quadrupeds_start_upright_just_above_the_floor_and_walkers_anyhow():
     qpos, touching = started(Quadruped(), 200)
     assert not touching.any()
@@ -232,6 +242,7 @@ def test_quadrupeds_start_upright_just_above_the_floor_and_walkers_anyhow():
     assert ((qpos[:, 3:] >= low) & (qpos[:, 3:] <= high)).all()
 
 
+@pytest.mark.dm_control
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_worlds_collect_and_observe_constraints_where_asked(domain):
     class Loud:

@@ -18,7 +18,9 @@ def test_names_are_listed_without_importing_jax():
     assert tuple(done.stdout.split()) == names()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.dm_control] if FAMILIES[name].needs else []) for name in names()]
+)
 def test_every_family_makes_a_world_that_is_what_it_says(name):
     world = make(name)
     assert (name, FAMILIES[name].limit_on) == (FAMILIES[name].name, world.cmdp.limit_on)
