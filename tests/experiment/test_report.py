@@ -90,6 +90,13 @@ def test_numbers_are_those_of_the_files(runs):
     assert f"safemeta adapt {runs[0]}" not in words
 
 
+def test_only_meta_runs_are_said_to_adapt(runs, monkeypatch):
+    monkeypatch.setitem(algorithms.ALGORITHMS, "dummy", algorithms.Entry("dummy", "for tests", "dummy_algorithm"))
+    words = Page(report(runs[1])).words
+    assert "safemeta adapt" not in words
+    assert f"safemeta evaluate {runs[1]}" in words
+
+
 def test_adaptations_with_a_confidence_stand_beside_those_without(runs):
     shutil.copy(runs[0] / "adaptation.npz", runs[0] / "adaptation-confident.npz")
     content = json.loads((runs[0] / "adaptation.json").read_text())

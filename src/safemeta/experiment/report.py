@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from safemeta.algorithms import registry
 from safemeta.experiment import figures, logs
 from safemeta.experiment.adapt import NAMES as ADAPTATIONS
 from safemeta.experiment.aggregates import aggregate, anytime, probability_of_improvement
@@ -68,6 +69,7 @@ class Card:
     facts: dict[str, str]
     options: dict[str, str]
     command: str
+    adapts: bool  # whether its algorithm can; a user's own, which is not registered here, may
     adaptations: list[Adapted] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
@@ -109,6 +111,7 @@ def _card(folder: Path) -> Card:
         {name: value for name, value in facts.items() if value},
         {name: json.dumps(value) for name, value in config.to_json()["options"].items()},
         f"safemeta train --config {folder / CONFIG}",
+        config.algorithm not in registry.names() or registry.ALGORITHMS[config.algorithm].meta,
     )
     for name in ADAPTATIONS:
         content = _content(folder / f"{name}.json")
