@@ -61,6 +61,7 @@ CASES = {
     "both active": [-1e-3, 0.36],
     "recovery": [30.0, -50.0],
 }
+BOTH_IN_EUCLIDEAN = [-1e-3, 0.37]  # the band in which both hold a step is narrow, and elsewhere in that metric
 ACTIVE = {"inactive": [0, 0], "active": [1, 0], "both active": [1, 1], "recovery": [1, 0]}
 
 
@@ -85,7 +86,7 @@ def compiled(config, policy):
     ("metric", "count", "cases"),
     [
         ("fisher", 1, CASES),
-        ("euclidean", 2, ["inactive", "active", "recovery"]),
+        ("euclidean", 2, CASES),
         ("fisher", 5, ["active", "recovery"]),
         *(pytest.param(m, k, CASES, marks=pytest.mark.slow) for m in ("fisher", "euclidean") for k in range(1, 6)),
     ],
@@ -94,7 +95,8 @@ def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, c
     policy, theta, samples = batch
     value, derivative, adapted, first = compiled(replace(SMALL, metric=metric, inner_radius=0.02), policy)
     for case in cases:
-        data = data_of(samples, CASES[case], np.linspace(1.0, 0.5, count))
+        violations = BOTH_IN_EUCLIDEAN if (metric, case) == ("euclidean", "both active") else CASES[case]
+        data = data_of(samples, violations, np.linspace(1.0, 0.5, count))
         meta = MetaData(data, samples, data.violations[0], adapted(theta, data))
         steps = first(theta, data)
         assert np.all(np.asarray(steps.feasible) == (case != "recovery"))
@@ -103,9 +105,11 @@ def test_the_meta_gradient_is_that_of_finite_differences(batch, metric, count, c
         jacobian = derivative(theta, meta)
         for seed in range(2):
             direction = jax.random.normal(jax.random.key(seed), theta.shape)
-            width = 2e-6
-            ahead, behind = value(theta + width * direction, meta), value(theta - width * direction, meta)
-            expected = (ahead - behind) / (2 * width)
+            near, far = (
+                (value(theta + width * direction, meta) - value(theta - width * direction, meta)) / (2 * width)
+                for width in (1e-6, 2e-6)
+            )
+            expected = (4 * near - far) / 3  # where two constraints nearly exclude each other, errors of h^2 are 1e-4
             np.testing.assert_allclose(jacobian @ direction, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
